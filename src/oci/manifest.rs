@@ -1,0 +1,305 @@
+//! A manifest or index: the exact bytes, their type, their digest.
+//!
+//! The bytes are the truth and are never written anew; what is read from them here only decides
+//! whether they may pass, and what they refer to. The type travels in a header beside them, so a
+//! document that could be read as an image and as an index (CVE-2021-41190), or that says another
+//! type than its header, is refused. Types that we do not know pass: what they refer to is then
+//! not known either.
+//!
+//! Source: OCI image-spec, manifest.md and image-index.md.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::{Algorithm, Digest};
+
+/// How deep a document may nest; real ones need six.
+const DEEPEST: usize = 32;
+
+/// How many descriptors a document may have; the largest known indexes have a few hundred.
+const MOST_DESCRIPTORS: usize = 2000;
+
+/// A media type without parameters: `application/vnd.oci.image.manifest.v1+json`. Always a safe
+/// value of a header.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct MediaType(Arc<str>);
+
+/// Bytes of a manifest that passed, with the type they came as.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    bytes: Bytes,
+    media_type: MediaType,
+    digest: Digest,
+}
+
+/// What a manifest says of something that it refers to: an entry of `manifests`, `layers` or
+/// `blobs`, or the `config`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    pub digest: Digest,
+    pub media_type: Option<MediaType>,
+    /// Bytes, as claimed.
+    pub size: u64,
+    /// To be had under `/manifests/`; else under `/blobs/`.
+    pub is_manifest: bool,
+}
+
+/// Why a document is no manifest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidManifest {
+    #[error("not a manifest: {0}")]
+    Shape(String),
+}
+
+/// What decides whether a document passes, whatever its type.
+#[derive(Deserialize)]
+struct Shape {
+    #[serde(rename = "mediaType")]
+    media_type: Option<String>,
+    manifests: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    config: Option<IgnoredAny>,
+}
+
+/// A document of a known type. Names given twice are refused by serde, and `null` is absent.
+#[derive(Deserialize)]
+struct Document {
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+    /// Of the artifact manifest, which the specification had for a while.
+    blobs: Option<Vec<RawDescriptor>>,
+}
+
+#[derive(Deserialize)]
+struct RawDescriptor {
+    #[serde(rename = "mediaType")]
+    media_type: Option<String>,
+    digest: Digest,
+    size: u64,
+}
+
+// === impl MediaType ===
+
+impl MediaType {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Reads a Content-Type: drops its parameters (`; charset=utf-8`) and refuses what is not
+    /// `type/subtype` of RFC 6838, section 4.2.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.split(';').next().unwrap_or_default().trim();
+        let (kind, subtype) = text.split_once('/')?;
+        (is_media_name(kind) && is_media_name(subtype)).then(|| MediaType(text.into()))
+    }
+
+    /// Letters' case means nothing in a media type.
+    fn is(&self, name: &str) -> bool {
+        self.0.eq_ignore_ascii_case(name)
+    }
+
+    /// The types whose documents we can read.
+    fn is_manifest(&self) -> bool {
+        [
+            "application/vnd.oci.image.index.v1+json",
+            "application/vnd.oci.image.manifest.v1+json",
+            "application/vnd.oci.artifact.manifest.v1+json",
+            "application/vnd.docker.distribution.manifest.list.v2+json",
+            "application/vnd.docker.distribution.manifest.v2+json",
+        ]
+        .iter()
+        .any(|name| self.is(name))
+    }
+}
+
+fn is_media_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    (1..=127).contains(&bytes.len())
+        && bytes[0].is_ascii_alphanumeric()
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(b))
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl Manifest ===
+
+impl Manifest {
+    /// Judges a document that an upstream sent and hashes it with `algorithm`.
+    ///
+    /// # Errors
+    /// When it is not a JSON object, is HTML, has no type or two types, could be an image and an
+    /// index alike, nests deeper than 32, or is of a known type and its descriptors are not
+    /// readable or more than 2000.
+    pub fn parse(
+        bytes: Bytes,
+        content_type: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<Self, InvalidManifest> {
+        let header = match content_type.map(MediaType::parse) {
+            Some(None) => return Err(invalid("the Content-Type is not a media type")),
+            // Captive portals and firewalls answer 200 with a page of their own.
+            Some(Some(html)) if html.is("text/html") => return Err(invalid("it is an HTML page")),
+            Some(header) => header,
+            None => None,
+        };
+        check_depth(&bytes)?;
+        let shape: Shape = read(&bytes)?;
+        let stated = match shape.media_type.as_deref().map(MediaType::parse) {
+            Some(None) => return Err(invalid("mediaType is not a media type")),
+            Some(stated) => stated,
+            None => None,
+        };
+        let media_type = match (header, stated) {
+            (Some(header), Some(stated)) if !header.is(stated.as_str()) => {
+                return Err(invalid(format!(
+                    "it came as {header} and says it is {stated}"
+                )));
+            }
+            (Some(media_type), _) | (None, Some(media_type)) => media_type,
+            (None, None) => return Err(invalid("it has neither Content-Type nor mediaType")),
+        };
+        if shape.manifests.is_some() && (shape.layers.is_some() || shape.config.is_some()) {
+            return Err(invalid("it is an image and an index at once"));
+        }
+        let digest = Digest::of(algorithm, &bytes);
+        let manifest = Manifest {
+            bytes,
+            media_type,
+            digest,
+        };
+        manifest.children()?;
+        Ok(manifest)
+    }
+
+    /// For bytes that come out of our own store, with the media type recorded at the first
+    /// verified fetch.
+    #[must_use]
+    pub fn from_store(bytes: Bytes, media_type: MediaType, digest: Digest) -> Self {
+        Manifest {
+            bytes,
+            media_type,
+            digest,
+        }
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    #[must_use]
+    pub fn media_type(&self) -> &MediaType {
+        &self.media_type
+    }
+
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// What it refers to: config, layers, manifests, blobs, in this order, without its subject.
+    /// Empty for types that we do not know.
+    ///
+    /// # Errors
+    /// For a known type with unreadable descriptors or more than 2000; never for what
+    /// [`Manifest::parse`] let pass.
+    pub fn children(&self) -> Result<Vec<Descriptor>, InvalidManifest> {
+        if !self.media_type.is_manifest() {
+            return Ok(Vec::new());
+        }
+        let document: Document = read(&self.bytes)?;
+        let files = document
+            .config
+            .into_iter()
+            .chain(document.layers.into_iter().flatten());
+        let files = files
+            .chain(document.blobs.into_iter().flatten())
+            .map(|raw| raw.check(false));
+        let manifests = document
+            .manifests
+            .into_iter()
+            .flatten()
+            .map(|raw| raw.check(true));
+        let children = files.chain(manifests).collect::<Result<Vec<_>, _>>()?;
+        if children.len() > MOST_DESCRIPTORS {
+            return Err(invalid(format!(
+                "it has more than {MOST_DESCRIPTORS} descriptors"
+            )));
+        }
+        Ok(children)
+    }
+}
+
+impl RawDescriptor {
+    /// An index may list things that are no manifests (build caches do): then the type says so.
+    fn check(self, listed_as_manifest: bool) -> Result<Descriptor, InvalidManifest> {
+        let media_type = self.media_type.as_deref().and_then(MediaType::parse);
+        let is_manifest = match &media_type {
+            Some(media_type) => media_type.is_manifest(),
+            None => listed_as_manifest,
+        };
+        // Sizes are signed where clients are written in Go.
+        if i64::try_from(self.size).is_err() {
+            return Err(invalid("a descriptor's size is not a size"));
+        }
+        Ok(Descriptor {
+            digest: self.digest,
+            media_type,
+            size: self.size,
+            is_manifest,
+        })
+    }
+}
+
+/// Reads a JSON object; serde would also take an array for a struct.
+fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, InvalidManifest> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(invalid("it is not a JSON object"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))
+}
+
+/// Counts brackets outside of strings, before any recursion meets them.
+fn check_depth(bytes: &[u8]) -> Result<(), InvalidManifest> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in bytes {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return Err(invalid(format!("it nests deeper than {DEEPEST}")));
+        }
+    }
+    Ok(())
+}
+
+fn invalid(why: impl Into<String>) -> InvalidManifest {
+    InvalidManifest::Shape(why.into())
+}
+
+#[cfg(test)]
+mod tests;

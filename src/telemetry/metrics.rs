@@ -1,0 +1,246 @@
+//! Every metric in one struct with typed labels: what can be counted is what is written here.
+//!
+//! Labels come from closed sets or from the configuration, never from a request, so that no
+//! client can make the table grow.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The counters themselves; `Default` makes them all zero. One per running server.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Requests that clients made, by route and status.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Client connections that are open.
+    pub connections: Gauge,
+    /// Body bytes sent to clients.
+    pub sent: Counter,
+    /// Times that new TLS files were found, by whether they could be used.
+    pub tls_reloads: Family<ReloadLabels, Counter>,
+    /// Answers of the cache by kind and by how they came about.
+    pub answers: Family<AnswerLabels, Counter>,
+    /// Requests that policy refused, by rule.
+    pub denials: Family<RuleLabels, Counter>,
+    /// Requests sent to upstreams.
+    pub upstream_requests: Family<UpstreamLabels, Counter>,
+    /// Body bytes received from upstreams.
+    pub upstream_received: Family<RegistryLabels, Counter>,
+    /// Fills that ended, by how.
+    pub fills: Family<FillLabels, Counter>,
+    /// Fills that are running.
+    pub fills_running: Gauge,
+    /// Fetchers that went on where a connection was cut or stalled.
+    pub fill_resumes: Counter,
+    /// Fills that could not keep their bytes (disk full or failing) and slid past their readers.
+    pub fill_slides: Counter,
+    /// Bytes of blobs on the local disk.
+    pub store_size: Gauge,
+    /// Blobs on the local disk.
+    pub store_blobs: Gauge,
+    /// Blobs evicted to keep below the size limit.
+    pub store_evictions: Counter,
+    /// Blobs found not to hash and set aside.
+    pub store_quarantined: Counter,
+    /// Operations on the local disk that failed.
+    pub store_errors: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    pub route: RouteLabel,
+    pub status: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum RouteLabel {
+    Ping,
+    Manifest,
+    Blob,
+    Tags,
+    Referrers,
+    Health,
+    Other,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AnswerLabels {
+    pub kind: RouteLabel,
+    pub outcome: OutcomeLabel,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum OutcomeLabel {
+    Hit,
+    Stale,
+    Miss,
+    Collapsed,
+    Passed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RuleLabels {
+    pub rule: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReloadLabels {
+    pub result: ReloadResult,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum ReloadResult {
+    Ok,
+    Failed,
+}
+
+/// `registry` is the key of the configuration or of the known table, never a name from a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamLabels {
+    pub registry: String,
+    pub kind: UpstreamRequest,
+    pub outcome: UpstreamOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RegistryLabels {
+    pub registry: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum UpstreamRequest {
+    Manifest,
+    Blob,
+    Tags,
+    Referrers,
+    Token,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum UpstreamOutcome {
+    Ok,
+    NotFound,
+    Refused,
+    RateLimited,
+    Unavailable,
+    TimedOut,
+    Invalid,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FillLabels {
+    pub result: FillResult,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum FillResult {
+    Done,
+    Abandoned,
+    Corrupt,
+    Failed,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// The `OpenMetrics` text of all metrics; its content type is
+    /// `application/openmetrics-text; version=1.0.0; charset=utf-8`.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut text, &self.registry());
+        text
+    }
+
+    /// Families and counters are handles, so a registry made for one scrape sees live values.
+    fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("portcullis");
+        let r = &mut registry;
+        r.register("requests", "Client requests", self.requests.clone());
+        r.register(
+            "connections",
+            "Open client connections",
+            self.connections.clone(),
+        );
+        r.register_with_unit(
+            "sent",
+            "Body bytes sent to clients",
+            Unit::Bytes,
+            self.sent.clone(),
+        );
+        r.register(
+            "tls_reloads",
+            "New TLS files found",
+            self.tls_reloads.clone(),
+        );
+        r.register("answers", "Cache answers", self.answers.clone());
+        r.register(
+            "denials",
+            "Requests refused by policy",
+            self.denials.clone(),
+        );
+        r.register(
+            "upstream_requests",
+            "Upstream requests",
+            self.upstream_requests.clone(),
+        );
+        r.register_with_unit(
+            "upstream_received",
+            "Body bytes received from upstreams",
+            Unit::Bytes,
+            self.upstream_received.clone(),
+        );
+        r.register("fills", "Fills that ended", self.fills.clone());
+        r.register("fills_running", "Running fills", self.fills_running.clone());
+        r.register(
+            "fill_resumes",
+            "Fetchers resumed",
+            self.fill_resumes.clone(),
+        );
+        r.register("fill_slides", "Fills that slid", self.fill_slides.clone());
+        r.register_with_unit(
+            "store_size",
+            "Bytes on disk",
+            Unit::Bytes,
+            self.store_size.clone(),
+        );
+        r.register("store_blobs", "Blobs on disk", self.store_blobs.clone());
+        r.register(
+            "store_evictions",
+            "Blobs evicted",
+            self.store_evictions.clone(),
+        );
+        r.register(
+            "store_quarantined",
+            "Blobs set aside",
+            self.store_quarantined.clone(),
+        );
+        r.register(
+            "store_errors",
+            "Disk operations that failed",
+            self.store_errors.clone(),
+        );
+        registry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_show_in_the_text() {
+        let metrics = Metrics::default();
+        let labels = RequestLabels {
+            route: RouteLabel::Blob,
+            status: 206,
+        };
+        metrics.requests.get_or_create(&labels).inc();
+        let text = metrics.encode();
+        let line = r#"portcullis_requests_total{route="Blob",status="206"} 1"#;
+        assert!(text.contains(line), "{text}");
+    }
+}
