@@ -1,0 +1,246 @@
+//! `registry.k8s.io/**`, `docker.io/library/*:1.*`, `**@sha256:...`: which images a rule is about.
+//!
+//! A pattern is written like an image and read with the same canonical names, so that
+//! `index.docker.io/nginx` matches what `docker.io/library/nginx` does. `*` stands for any part of
+//! one segment, `**` for any number of whole segments; there are no other wildcards.
+//!
+//! Most patterns are a name, or a name and `/**`. These two are compared as text; only the others
+//! become a glob.
+
+use std::fmt;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::oci::{Digest, Reference, Registry, Tag};
+
+/// One compiled pattern.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    text: String,
+    registry: RegistryPart,
+    /// Over `registry/repository`.
+    name: Glob,
+    version: Version,
+}
+
+/// Which registries a pattern can match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistryPart {
+    Exact(Registry),
+    /// As it was written: `*.azurecr.io`, `**`.
+    Wildcard(String),
+}
+
+/// How a pattern meets an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hit {
+    No,
+    /// The name matches, and the pattern names a version that the reference does not tell: a tag
+    /// when asked by digest, another digest (which may be the parent), any when none is given.
+    Unsure,
+    Yes,
+}
+
+/// A pattern is wrong: what and how to put it right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidPattern(pub(super) String);
+
+#[derive(Clone, Debug)]
+enum Glob {
+    Any,
+    Exact(String),
+    /// Everything that starts so, down to the slash.
+    Under(String),
+    Like(GlobMatcher),
+}
+
+#[derive(Clone, Debug)]
+enum Version {
+    Any,
+    Tag(Glob),
+    /// `None` is `@*`: asked by digest at all.
+    Digest(Option<Digest>),
+}
+
+// === impl Pattern ===
+
+impl Pattern {
+    /// Reads and compiles a pattern.
+    pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:@*".contains(c);
+        if text.is_empty() || !text.chars().all(allowed) {
+            return Err(invalid(
+                text,
+                "has letters, digits, . _ - / : @ and the wildcards * and **",
+            ));
+        }
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, "*")) => (rest, Some(None)),
+            Some((rest, digest)) => {
+                let digest = digest
+                    .parse()
+                    .map_err(|error| invalid(text, &format!("({error})")))?;
+                (rest, Some(Some(digest)))
+            }
+            None => (text, None),
+        };
+        // A colon in front of a slash belongs to a port.
+        let (name, tag) = match rest.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (rest, None),
+        };
+        let (registry, name) = canonical_name(text, name)?;
+        // A reference with a digest ignores its tag, so a pattern does too.
+        let version = match (digest, tag) {
+            (Some(digest), _) => Version::Digest(digest),
+            (None, Some(tag)) => Version::Tag(tag_glob(text, tag)?),
+            (None, None) => Version::Any,
+        };
+        Ok(Pattern {
+            text: text.to_owned(),
+            registry,
+            name: Glob::new(text, &name)?,
+            version,
+        })
+    }
+
+    #[must_use]
+    pub fn registry(&self) -> &RegistryPart {
+        &self.registry
+    }
+
+    /// Whether it is about some tags only.
+    #[must_use]
+    pub fn has_tag(&self) -> bool {
+        matches!(self.version, Version::Tag(_))
+    }
+
+    /// `name` is `registry/repository` in canonical form.
+    #[must_use]
+    pub fn hit(&self, name: &str, reference: Option<&Reference>) -> Hit {
+        if !self.name.matches(name) {
+            return Hit::No;
+        }
+        match (&self.version, reference) {
+            (Version::Any, _) | (Version::Digest(None), Some(Reference::Digest(_))) => Hit::Yes,
+            (Version::Tag(glob), Some(Reference::Tag(tag))) if glob.matches(tag.as_str()) => {
+                Hit::Yes
+            }
+            (Version::Digest(Some(this)), Some(Reference::Digest(digest))) if this == digest => {
+                Hit::Yes
+            }
+            // A tag is judged as a tag: what it leads to is asked for by digest in its turn.
+            (_, Some(Reference::Tag(_))) => Hit::No,
+            _ => Hit::Unsure,
+        }
+    }
+
+    /// What of `name` the pattern's final `**` stands for; the repository when it has none.
+    #[must_use]
+    pub fn remainder<'a>(&self, name: &'a str) -> &'a str {
+        let named = match self.text.strip_suffix("**") {
+            Some(prefix) => prefix.matches('/').count(),
+            None => 1,
+        };
+        name.splitn(named + 1, '/').last().unwrap_or(name)
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The registry that a pattern names, and `registry/repository` with the registry made canonical.
+fn canonical_name(text: &str, name: &str) -> Result<(RegistryPart, String), InvalidPattern> {
+    if name == "**" {
+        return Ok((RegistryPart::Wildcard(name.to_owned()), name.to_owned()));
+    }
+    let Some((registry, path)) = name.split_once('/') else {
+        return Err(invalid(
+            text,
+            "names a registry and a repository: write quay.io/** for all of quay.io",
+        ));
+    };
+    if path.split('/').any(str::is_empty)
+        || path.contains(|c: char| c == ':' || c.is_ascii_uppercase())
+    {
+        return Err(invalid(
+            text,
+            "has a repository in lower case behind the registry",
+        ));
+    }
+    if registry.contains('*') {
+        let registry = registry.to_ascii_lowercase();
+        let name = format!("{registry}/{path}");
+        return Ok((RegistryPart::Wildcard(registry), name));
+    }
+    if !registry.contains(['.', ':']) && registry != "localhost" {
+        return Err(invalid(
+            text,
+            "starts with a registry: docker.io/library/nginx, quay.io/**",
+        ));
+    }
+    let registry: Registry = registry
+        .parse()
+        .map_err(|error| invalid(text, &format!("({error})")))?;
+    // As in an image's name: a single segment at Docker Hub is one of library/.
+    let library = registry == Registry::docker_hub() && !path.contains('/') && path != "**";
+    let path = if library {
+        format!("library/{path}")
+    } else {
+        path.to_owned()
+    };
+    let name = format!("{registry}/{path}");
+    Ok((RegistryPart::Exact(registry), name))
+}
+
+fn tag_glob(text: &str, tag: &str) -> Result<Glob, InvalidPattern> {
+    // With the wildcards gone the rest must be able to stand in a tag.
+    match tag.replace('*', "x").parse::<Tag>() {
+        Ok(_) => Glob::new(text, tag),
+        Err(error) => Err(invalid(text, &format!("({error})"))),
+    }
+}
+
+fn invalid(text: &str, why: &str) -> InvalidPattern {
+    InvalidPattern(format!("{text:?}: a pattern {why}"))
+}
+
+// === impl Glob ===
+
+impl Glob {
+    fn new(text: &str, glob: &str) -> Result<Self, InvalidPattern> {
+        let is_partial = |segment: &str| segment.contains("**") && segment != "**";
+        if glob.split('/').any(is_partial) {
+            return Err(invalid(text, "has ** as a whole segment only: a/**, **/b"));
+        }
+        Ok(match glob.strip_suffix("/**") {
+            _ if glob == "**" => Glob::Any,
+            _ if !glob.contains('*') => Glob::Exact(glob.to_owned()),
+            Some(prefix) if !prefix.contains('*') => Glob::Under(format!("{prefix}/")),
+            _ => {
+                let compiled = GlobBuilder::new(glob).literal_separator(true).build();
+                Glob::Like(
+                    compiled
+                        .map_err(|error| invalid(text, &error.to_string()))?
+                        .compile_matcher(),
+                )
+            }
+        })
+    }
+
+    fn matches(&self, text: &str) -> bool {
+        match self {
+            Glob::Any => true,
+            Glob::Exact(exact) => exact == text,
+            Glob::Under(prefix) => text.starts_with(prefix.as_str()),
+            Glob::Like(matcher) => matcher.is_match(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

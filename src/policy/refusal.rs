@@ -1,0 +1,126 @@
+//! Why somebody was refused, in one line.
+//!
+//! The line is put into the HTTP/1.1 reason phrase as well as into the body, because that phrase
+//! is all that containerd 1.6 to 2.2 show. It therefore stands alone: what was asked for, why not,
+//! what to use instead, whom to ask; in this order, since the end is what goes first when it is
+//! too long. Clients put their own `denied: ` in front.
+
+use serde::Serialize;
+
+use super::Target;
+use super::pattern::{InvalidPattern, Pattern};
+use crate::oci::Image;
+
+/// The longest line, in characters; more than this no client shows well.
+pub(super) const LONGEST_MESSAGE: usize = 200;
+
+/// What a long name is cut to.
+const LONGEST_NAME: usize = 60;
+
+/// Why somebody was refused, as the person at `kubectl describe pod` reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// One line of at most 200 characters, none of them a control character.
+    pub message: String,
+    /// The rule that decided; `None` for the default.
+    pub rule: Option<String>,
+    pub reason: Option<String>,
+    /// An image to use instead.
+    pub instead: Option<String>,
+    pub contact: Option<String>,
+}
+
+/// What a refusal suggests: one image, or, ending in `/**`, the same path elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Instead {
+    Image(String),
+    Under(String),
+}
+
+/// The whole of a refusal in one line.
+pub(super) fn message(
+    subject: &str,
+    why: &str,
+    instead: Option<&str>,
+    contact: Option<&str>,
+) -> String {
+    let full = line(subject, why, instead, contact);
+    if length(&full) <= LONGEST_MESSAGE {
+        return full;
+    }
+    let (subject, instead) = (shorten(subject), instead.map(shorten));
+    for contact in [contact, None] {
+        let line = line(subject, why, instead, contact);
+        if length(&line) <= LONGEST_MESSAGE {
+            return line;
+        }
+    }
+    let subject = clip(subject, LONGEST_NAME);
+    let instead = instead.map(|image| clip(image, LONGEST_NAME));
+    let rest = length(&line(&subject, "", instead.as_deref(), None));
+    let why = clip(why, LONGEST_MESSAGE.saturating_sub(rest));
+    line(&subject, &why, instead.as_deref(), None)
+}
+
+fn line(subject: &str, why: &str, instead: Option<&str>, contact: Option<&str>) -> String {
+    let instead = instead
+        .map(|image| format!("; use {image} instead"))
+        .unwrap_or_default();
+    let contact = contact
+        .map(|contact| format!("; contact {contact}"))
+        .unwrap_or_default();
+    format!("{subject} is not allowed: {why}{instead}{contact}")
+}
+
+/// Cuts a digest to as many digits as people compare: `quay.io/a@sha256:0123456789ab`.
+fn shorten(image: &str) -> &str {
+    let end = image
+        .find('@')
+        .map_or(image.len(), |at| at + "@sha256:0123456789ab".len());
+    image.get(..end).unwrap_or(image)
+}
+
+fn length(text: &str) -> usize {
+    text.chars().count()
+}
+
+fn clip(text: &str, most: usize) -> String {
+    if length(text) <= most {
+        return text.to_owned();
+    }
+    text.chars()
+        .take(most.saturating_sub(3))
+        .chain("...".chars())
+        .collect()
+}
+
+// === impl Instead ===
+
+impl Instead {
+    pub(super) fn parse(text: &str) -> Result<Self, InvalidPattern> {
+        let under = text
+            .strip_suffix("**")
+            .filter(|prefix| prefix.ends_with('/'));
+        // With something in the place of the wildcard it is an image like any other.
+        let example = under.map_or_else(|| text.to_owned(), |prefix| format!("{prefix}x"));
+        match (example.parse::<Image>(), under) {
+            (Ok(_), None) => Ok(Instead::Image(text.to_owned())),
+            (Ok(_), Some(prefix)) => Ok(Instead::Under(prefix.to_owned())),
+            (Err(error), _) => Err(InvalidPattern(format!(
+                "{text:?} is neither an image nor a name that ends in /** ({error})"
+            ))),
+        }
+    }
+
+    /// What to use in place of `target`, which `pattern` matched.
+    pub(super) fn of(&self, pattern: &Pattern, target: &Target) -> String {
+        let prefix = match self {
+            Instead::Image(image) => return image.clone(),
+            Instead::Under(prefix) => prefix,
+        };
+        // Only the name is replaced: the version, which follows it, stays.
+        let name = target.repository.to_string();
+        let version = target.to_string().split_off(name.len());
+        format!("{prefix}{}{version}", pattern.remainder(&name))
+    }
+}
