@@ -1,0 +1,89 @@
+//! The parts of the configuration that say how upstreams are reached.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use url::Url;
+
+use super::credentials::{SecretSource, ShareWith};
+use super::egress::HostPattern;
+use crate::units;
+
+/// `[limits]`. Times bound requests to upstreams unless they say otherwise.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// To have a connection: DNS, TCP and TLS together.
+    #[serde(deserialize_with = "units::duration")]
+    pub connect: Duration,
+    /// To have a response header, per try.
+    #[serde(deserialize_with = "units::duration")]
+    pub first_byte: Duration,
+    /// Until we answer: token, redirects and all tries together. containerd gives up at 30 s.
+    #[serde(deserialize_with = "units::duration")]
+    pub answer: Duration,
+    /// Silence inside a body. There is no limit on the time of a whole body.
+    #[serde(deserialize_with = "units::duration")]
+    pub idle: Duration,
+    /// Bytes of a manifest.
+    #[serde(deserialize_with = "units::size")]
+    pub manifest_size: u64,
+    /// Bytes of a blob.
+    #[serde(deserialize_with = "units::size")]
+    pub blob_size: u64,
+    /// Open connections of clients; enforced by the listener.
+    pub connections: usize,
+}
+
+/// `[egress]`: what holds for every upstream.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Egress {
+    /// PEM files with certificates to trust beside the system's.
+    pub ca_files: Vec<PathBuf>,
+    /// Networks that the address guard lets through.
+    pub allow_addresses: Vec<IpNet>,
+}
+
+/// One entry of `[upstreams]`. A name of the known table needs only what differs: its lists of
+/// hosts are added to the table's, its endpoints replace the table's.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Tried in order. Default: the table's, or the registry's own name.
+    pub endpoints: Vec<Url>,
+    /// Hosts that tokens may be asked of, beside the endpoints.
+    pub auth_hosts: Vec<HostPattern>,
+    /// Hosts that redirects may lead to, beside the endpoints.
+    pub redirect_hosts: Vec<HostPattern>,
+    /// Internal networks that the endpoints and the hosts on the lists may be in.
+    pub allow_addresses: Vec<IpNet>,
+    pub username: Option<String>,
+    pub password: Option<SecretSource>,
+    /// Must be said of every login: who sees what it may see.
+    pub share_with: Option<ShareWith>,
+    /// Refused until it is enforced: a list that nobody checks would look like protection.
+    pub grants: Option<serde::de::IgnoredAny>,
+    /// PEM files with certificates to trust beside the system's and `[egress]`'s.
+    pub ca_files: Vec<PathBuf>,
+    /// Allows `http://` for the hosts of this upstream; credentials then go to loopback only.
+    pub insecure: bool,
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(15),
+            answer: Duration::from_secs(25),
+            idle: Duration::from_secs(30),
+            manifest_size: 4 << 20,
+            blob_size: 64 << 30,
+            connections: 4096,
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! All registries that are served: the known ones and the configured ones, no others.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use url::Url;
+
+use super::auth::Auth;
+use super::config::{Config, Egress, Limits};
+use super::credentials::{Credential, ShareWith};
+use super::egress::{HostPattern, Hosts, InvalidHost, is_private_channel};
+use super::http::{Clients, Factory};
+use super::known::{Known, REGISTRIES};
+use super::request::{Meter, Transport};
+use super::{BODIES, Upstream};
+use crate::oci::{InvalidName, Registry};
+use crate::telemetry::{Metrics, SafeUrl};
+
+/// Registries under wildcards that are kept ready; the least used goes and is made again.
+const INSTANCES: u64 = 1024;
+/// Redirect targets that one upstream remembers, and how long: a signed URL does not live long.
+const FOUND: u64 = 4096;
+const FOUND_FOR: Duration = Duration::from_secs(5 * 60);
+
+/// The closed world of registries.
+#[derive(Debug)]
+pub struct Upstreams {
+    exact: HashMap<Registry, Arc<Upstream>>,
+    /// The longest first.
+    wildcards: Vec<(HostPattern, Blueprint)>,
+    instances: moka::sync::Cache<Registry, Arc<Upstream>>,
+}
+
+/// What is served, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Sorted.
+    pub registries: Vec<Registry>,
+    /// Keys such as `*.azurecr.io`.
+    pub wildcards: Vec<String>,
+}
+
+/// The hosts that one registry may make us dial, as the configuration spells them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostLists {
+    pub endpoints: Vec<String>,
+    pub auth_hosts: Vec<String>,
+    pub redirect_hosts: Vec<String>,
+}
+
+/// An entry made ready: all that an [`Upstream`] needs but its name.
+#[derive(Debug)]
+struct Blueprint {
+    key: String,
+    /// None: the registry's own name.
+    endpoints: Option<Vec<Url>>,
+    auth: Vec<HostPattern>,
+    redirect: Vec<HostPattern>,
+    insecure: bool,
+    credential: Option<Credential>,
+    clients: Arc<Clients>,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+}
+
+// === impl Upstreams ===
+
+impl Upstreams {
+    /// Puts the known table and the entries of `[upstreams]` together. Blocking: reads
+    /// certificates and secrets. Fails with all that is wrong, one line each.
+    pub fn new(
+        entries: &BTreeMap<String, Config>,
+        limits: &Limits,
+        egress: &Egress,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, Vec<String>> {
+        let mut upstreams = Upstreams {
+            exact: HashMap::new(),
+            wildcards: Vec::new(),
+            instances: moka::sync::Cache::new(INSTANCES),
+        };
+        let mut wrong = Vec::new();
+        let mut factory = Factory::new(limits, egress);
+        for (key, config) in entries {
+            if let Err(problems) = upstreams.add(key, config, &mut factory, metrics) {
+                let problems = problems.into_iter();
+                wrong.extend(problems.map(|problem| format!("[upstreams.\"{key}\"] {problem}")));
+            }
+        }
+        for row in REGISTRIES.iter().filter(|row| row.is_exact()) {
+            if row
+                .registry
+                .parse()
+                .is_ok_and(|registry| upstreams.exact.contains_key(&registry))
+            {
+                continue;
+            }
+            if let Err(problems) =
+                upstreams.add(row.registry, &Config::default(), &mut factory, metrics)
+            {
+                // Only what `[egress]` says can be wrong here, and one row is enough to say it.
+                wrong.extend(problems);
+                break;
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        upstreams
+            .wildcards
+            .sort_by_key(|(pattern, _)| std::cmp::Reverse(pattern.len()));
+        Ok(upstreams)
+    }
+
+    fn add(
+        &mut self,
+        key: &str,
+        config: &Config,
+        factory: &mut Factory<'_>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<(), Vec<String>> {
+        if key.starts_with('*') {
+            let pattern: HostPattern = key.parse().map_err(|e: InvalidHost| vec![e.to_string()])?;
+            let row = Known::for_key(&pattern.to_string());
+            let blueprint = Blueprint::new(key, row, config, factory, metrics)?;
+            self.wildcards.push((pattern, blueprint));
+            return Ok(());
+        }
+        let registry: Registry = key.parse().map_err(|e: InvalidName| vec![e.to_string()])?;
+        if self.exact.contains_key(&registry) {
+            return Err(vec![format!(
+                "{registry} is configured twice, under two spellings"
+            )]);
+        }
+        let row = Known::for_key(registry.as_str());
+        let blueprint = Blueprint::new(key, row, config, factory, metrics)?;
+        let upstream = Arc::new(blueprint.build(&registry));
+        self.exact.insert(registry, upstream);
+        Ok(())
+    }
+
+    /// The upstream of an exact name, else of the longest wildcard that matches, else None: the
+    /// registry is not served here.
+    #[must_use]
+    pub fn get(&self, registry: &Registry) -> Option<Arc<Upstream>> {
+        if let Some(upstream) = self.exact.get(registry) {
+            return Some(Arc::clone(upstream));
+        }
+        let (_, blueprint) = self
+            .wildcards
+            .iter()
+            .find(|(pattern, _)| pattern.matches(registry.host(), registry.port()))?;
+        let make = || Arc::new(blueprint.build(registry));
+        Some(self.instances.get_with_by_ref(registry, make))
+    }
+
+    /// Everything that is served.
+    #[must_use]
+    pub fn registries(&self) -> Served {
+        let mut registries: Vec<_> = self.exact.keys().cloned().collect();
+        registries.sort();
+        let wildcards = self
+            .wildcards
+            .iter()
+            .map(|(pattern, _)| pattern.to_string())
+            .collect();
+        Served {
+            registries,
+            wildcards,
+        }
+    }
+
+    /// The hosts that pulls from `registry` may dial; None where it is not served.
+    #[must_use]
+    pub fn hosts(&self, registry: &Registry) -> Option<HostLists> {
+        let upstream = self.get(registry)?;
+        let hosts = &upstream.transport.hosts;
+        let texts = |list: &[HostPattern]| list.iter().map(ToString::to_string).collect();
+        Some(HostLists {
+            endpoints: hosts
+                .endpoints
+                .iter()
+                .map(|url| url.origin().ascii_serialization())
+                .collect(),
+            auth_hosts: texts(&hosts.auth),
+            redirect_hosts: texts(&hosts.redirect),
+        })
+    }
+}
+
+// === impl Blueprint ===
+
+impl Blueprint {
+    /// `row` is what the known table has about the entry.
+    fn new(
+        key: &str,
+        row: Option<&'static Known>,
+        config: &Config,
+        factory: &mut Factory<'_>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, Vec<String>> {
+        let mut wrong = check(key, config);
+        let credential = credential(config).map_err(|problem| wrong.push(problem));
+        let clients = factory
+            .clients(config)
+            .map_err(|problem| wrong.push(problem));
+        let (Ok(credential), Ok(clients), true) = (credential, clients, wrong.is_empty()) else {
+            return Err(wrong);
+        };
+        let endpoints = match (&config.endpoints[..], row.and_then(|row| row.endpoint)) {
+            ([], None) => None,
+            ([], Some(host)) => Url::parse(&format!("https://{host}"))
+                .ok()
+                .map(|url| vec![url]),
+            (own, _) => Some(own.to_vec()),
+        };
+        // Nobody can list the hosts behind registries that nobody has named.
+        let any = (key == "*").then_some("*");
+        let list = |own: &[HostPattern], table: &[&str]| {
+            let table = table
+                .iter()
+                .copied()
+                .chain(any)
+                .filter_map(|host| host.parse().ok());
+            own.iter().cloned().chain(table).collect()
+        };
+        Ok(Blueprint {
+            key: key.to_owned(),
+            endpoints,
+            auth: list(&config.auth_hosts, row.map_or(&[], |row| row.auth_hosts)),
+            redirect: list(
+                &config.redirect_hosts,
+                row.map_or(&[], |row| row.redirect_hosts),
+            ),
+            insecure: config.insecure,
+            credential,
+            clients,
+            limits: factory.limits().clone(),
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    fn build(&self, registry: &Registry) -> Upstream {
+        let scheme = if self.insecure { "http" } else { "https" };
+        let own = || {
+            Url::parse(&format!("{scheme}://{registry}"))
+                .into_iter()
+                .collect()
+        };
+        let hosts = Hosts {
+            key: self.key.clone(),
+            endpoints: self.endpoints.clone().unwrap_or_else(own),
+            auth: self.auth.clone(),
+            redirect: self.redirect.clone(),
+            insecure: self.insecure,
+        };
+        Upstream {
+            registry: registry.clone(),
+            transport: Transport {
+                clients: Arc::clone(&self.clients),
+                hosts,
+                limits: self.limits.clone(),
+                meter: Meter::new(Arc::clone(&self.metrics), self.key.clone()),
+            },
+            auth: Auth::new(self.credential.clone()),
+            found: moka::sync::Cache::builder()
+                .max_capacity(FOUND)
+                .time_to_live(FOUND_FOR)
+                .build(),
+            bodies: Arc::new(Semaphore::new(BODIES)),
+        }
+    }
+}
+
+/// What is wrong with an entry, as far as it shows without reading anything.
+fn check(key: &str, config: &Config) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let has_login = config.username.is_some() || config.password.is_some();
+    if key.starts_with('*') && !config.endpoints.is_empty() {
+        wrong.push("endpoints belong to one registry, not to a wildcard".into());
+    }
+    if key.starts_with('*') && has_login {
+        // Whoever may name a registry below the wildcard could have the login sent there.
+        wrong.push("a login belongs to one registry, not to a wildcard".into());
+    }
+    if key == "*" && config.insecure {
+        wrong.push("registries that nobody has named are reached by https only".into());
+    }
+    if config.grants.is_some() {
+        wrong.push(
+            "grants are not enforced by this version: remove them, and either say share_with = \
+             \"everyone\" or remove the login"
+                .into(),
+        );
+    }
+    if has_login && config.share_with != Some(ShareWith::Everyone) {
+        wrong.push(
+            "has a login, so whatever it may see can be pulled here by everyone: say share_with \
+             = \"everyone\" if that is meant"
+                .into(),
+        );
+    }
+    for endpoint in &config.endpoints {
+        let shown = SafeUrl(endpoint);
+        let scheme = endpoint.scheme();
+        if scheme != "https" && !(scheme == "http" && config.insecure) {
+            wrong.push(format!(
+                "endpoint {shown} is not https (insecure = true allows http)"
+            ));
+        }
+        let plain = Url::parse(&endpoint.origin().ascii_serialization());
+        if plain.as_ref() != Ok(endpoint) {
+            wrong.push(format!(
+                "endpoint {shown} has more than scheme, host and port"
+            ));
+        }
+        if has_login && !is_private_channel(endpoint) {
+            wrong.push(format!("the login would be sent to {shown} without https"));
+        }
+    }
+    if has_login && config.insecure && config.endpoints.is_empty() {
+        wrong.push("has a login and insecure = true: spell its endpoints".into());
+    }
+    wrong
+}
+
+fn credential(config: &Config) -> Result<Option<Credential>, String> {
+    match (&config.username, &config.password) {
+        (None, None) => Ok(None),
+        (Some(username), Some(password)) if !username.contains(':') => {
+            let password = password
+                .read()
+                .map_err(|error| format!("password: {error}"))?;
+            Ok(Some(Credential::new(username.clone(), password)))
+        }
+        (Some(_), Some(_)) => Err("a username has no colon".into()),
+        (None, Some(_)) => Err("has a password but no username".into()),
+        (Some(_), None) => Err("has a username but no password".into()),
+    }
+}
