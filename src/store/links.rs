@@ -1,0 +1,305 @@
+//! Which repository may read which digest, and which tag led to it.
+//!
+//! A *link* says that the upstream has said yes to a digest in a repository. Bytes lie on disk
+//! once, whoever they were fetched for; only a link makes them readable in a repository. Losing
+//! one costs an upstream HEAD, so links are written without waiting and without fsync.
+//!
+//! *Led* says which tag or manifest named a digest: policy that allows a repository for some tags
+//! only needs it when a client comes with a digest.
+//!
+//! Both are files of lines that are only ever added to:
+//!
+//! ```text
+//! _links   <digest> <media type, or -> <proved, unix seconds>
+//!          <digest> gone <unix seconds>
+//! _led     <child digest> <parent: tag or digest>
+//! ```
+//!
+//! The last line about a digest counts. Lines that make no sense are skipped.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::StoreError;
+use super::files::{Change, Faults, found, unix_now};
+use super::layout::Layout;
+use super::shelf::{Kept, Shelf};
+use crate::oci::{Digest, MediaType, Reference, Repository};
+
+/// Links and led entries in memory, over all repositories; each takes about 200 bytes.
+const IN_MEMORY: u64 = 400_000;
+/// A link that was proved again is written again when the file's time is that old, in seconds.
+const REWRITE_AGE: i64 = 15 * 60;
+/// How far a search for tags goes: more than any image has above a layer in one repository.
+const MOST_PARENTS: usize = 10_000;
+/// The word in place of a media type for a link that is gone: no media type is without a slash.
+const GONE: &str = "gone";
+
+/// The upstream has said yes to a digest in a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// As the upstream gave it with a manifest; blobs have none.
+    pub media_type: Option<MediaType>,
+    /// When the upstream said so last, in unix seconds.
+    pub proved: i64,
+}
+
+/// All links and what led where.
+#[derive(Debug)]
+pub struct Links {
+    shelf: Shelf<Known>,
+}
+
+/// What is known of one repository.
+#[derive(Debug, Default)]
+struct Known {
+    links: HashMap<Digest, Link>,
+    led: HashMap<Digest, BTreeSet<Reference>>,
+    /// Number of (child, parent) pairs.
+    pairs: usize,
+    unwritten_links: String,
+    unwritten_led: String,
+    /// Most of the file's lines are out of date: write it anew.
+    wasteful: bool,
+}
+
+// === impl Links ===
+
+impl Links {
+    pub(super) fn new(layout: Layout, faults: Arc<Faults>) -> Self {
+        Links {
+            shelf: Shelf::new(layout, faults, IN_MEMORY),
+        }
+    }
+
+    /// The link of a digest in a repository, if there is one.
+    pub async fn link(&self, repository: &Repository, digest: &Digest) -> Option<Link> {
+        self.shelf
+            .read(repository, |known| known.links.get(digest).cloned())
+            .await
+    }
+
+    /// The upstream has said yes just now. A media type that was known stays when none is given.
+    pub async fn add_link(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        media_type: Option<&MediaType>,
+    ) {
+        let now = unix_now();
+        self.shelf
+            .change(repository, |known| known.add_link(digest, media_type, now))
+            .await;
+    }
+
+    /// The upstream has said no: the digest is no longer readable there.
+    pub async fn remove_link(&self, repository: &Repository, digest: &Digest) {
+        let now = unix_now();
+        self.shelf
+            .change(repository, |known| known.remove_link(digest, now))
+            .await;
+    }
+
+    /// All digests that have a link in the repository, in no order.
+    pub async fn digests(&self, repository: &Repository) -> Vec<Digest> {
+        self.shelf
+            .read(repository, |known| known.links.keys().copied().collect())
+            .await
+    }
+
+    /// `parent` names `children`: a tag its manifest, a manifest or index what it refers to.
+    pub async fn add_led(&self, repository: &Repository, parent: &Reference, children: &[Digest]) {
+        self.shelf
+            .change(repository, |known| known.add_led(parent, children))
+            .await;
+    }
+
+    /// Every tag, manifest and index that leads to `digest`, directly or through others; tags first.
+    pub async fn led_by(&self, repository: &Repository, digest: &Digest) -> Vec<Reference> {
+        self.shelf
+            .read(repository, |known| known.led_by(digest))
+            .await
+    }
+
+    pub(super) async fn flush(&self) {
+        self.shelf.flush().await;
+    }
+
+    pub(super) async fn run(&self, token: CancellationToken) {
+        self.shelf.run(token).await;
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn add_link(&mut self, digest: &Digest, media_type: Option<&MediaType>, now: i64) -> bool {
+        let before = self.links.get(digest);
+        let link = Link {
+            media_type: media_type
+                .or(before.and_then(|link| link.media_type.as_ref()))
+                .cloned(),
+            proved: now,
+        };
+        // Compared with the time in memory, which is the file's: it is only kept when written.
+        let worth_writing = before.is_none_or(|before| {
+            before.media_type != link.media_type
+                || !(0..REWRITE_AGE).contains(&now.saturating_sub(before.proved))
+        });
+        if worth_writing {
+            write_link(&mut self.unwritten_links, digest, &link);
+            self.links.insert(*digest, link);
+        }
+        worth_writing
+    }
+
+    fn remove_link(&mut self, digest: &Digest, now: i64) -> bool {
+        let removed = self.links.remove(digest).is_some();
+        if removed {
+            // Writing to a String cannot fail.
+            let _ = writeln!(self.unwritten_links, "{digest} {GONE} {now}");
+        }
+        removed
+    }
+
+    fn add_led(&mut self, parent: &Reference, children: &[Digest]) -> bool {
+        let before = self.pairs;
+        for child in children {
+            if self.led.entry(*child).or_default().insert(parent.clone()) {
+                self.pairs += 1;
+                // Writing to a String cannot fail.
+                let _ = writeln!(self.unwritten_led, "{child} {parent}");
+            }
+        }
+        self.pairs > before
+    }
+
+    fn led_by(&self, digest: &Digest) -> Vec<Reference> {
+        let mut leaders = BTreeSet::new();
+        // Also ends cycles, which no honest manifest can make but a line in a file can.
+        let mut seen = HashSet::from([*digest]);
+        let mut queue = VecDeque::from([*digest]);
+        while let Some(child) = queue.pop_front() {
+            for parent in self.led.get(&child).into_iter().flatten() {
+                leaders.insert(parent.clone());
+                if let Reference::Digest(parent) = parent
+                    && seen.len() < MOST_PARENTS
+                    && seen.insert(*parent)
+                {
+                    queue.push_back(*parent);
+                }
+            }
+        }
+        leaders.into_iter().collect()
+    }
+
+    fn read_link(&mut self, line: &str) -> Option<()> {
+        let mut words = line.split(' ');
+        let digest = words.next()?.parse().ok()?;
+        let media_type = match words.next()? {
+            GONE => {
+                self.links.remove(&digest);
+                return Some(());
+            }
+            "-" => None,
+            text => Some(MediaType::parse(text)?),
+        };
+        let proved = words.next()?.parse().ok()?;
+        self.links.insert(digest, Link { media_type, proved });
+        Some(())
+    }
+
+    fn read_led(&mut self, line: &str) -> Option<()> {
+        let (child, parent) = line.split_once(' ')?;
+        let new = self
+            .led
+            .entry(child.parse().ok()?)
+            .or_default()
+            .insert(parent.parse().ok()?);
+        self.pairs += usize::from(new);
+        Some(())
+    }
+}
+
+fn write_link(lines: &mut String, digest: &Digest, link: &Link) {
+    let media_type = link.media_type.as_ref().map_or("-", MediaType::as_str);
+    // Writing to a String cannot fail.
+    let _ = writeln!(lines, "{digest} {media_type} {}", link.proved);
+}
+
+/// Hands every whole line to `read` and says how many there were.
+fn read_lines(path: &Path, mut read: impl FnMut(&str) -> Option<()>) -> io::Result<usize> {
+    let Some(file) = found(File::open(path))? else {
+        return Ok(0);
+    };
+    let mut file = BufReader::new(file);
+    let (mut count, mut line) = (0, Vec::new());
+    while file.read_until(b'\n', &mut line)? > 0 {
+        // A last line without its end was torn by a crash: it may say something wrong.
+        if let Some(text) = line
+            .strip_suffix(b"\n")
+            .and_then(|text| str::from_utf8(text).ok())
+        {
+            read(text);
+        }
+        count += 1;
+        line.clear();
+    }
+    Ok(count)
+}
+
+impl Kept for Known {
+    type Key = Repository;
+
+    fn load(layout: &Layout, repository: &Repository, faults: &Faults) -> Self {
+        let mut known = Known::default();
+        let links = read_lines(&layout.links(repository), |line| known.read_link(line));
+        let led = read_lines(&layout.led(repository), |line| known.read_led(line));
+        for result in [&links, &led] {
+            if let Err(error) = result {
+                let what = format!("read what is known of {repository}");
+                let source = io::Error::new(error.kind(), error.to_string());
+                faults.note(&StoreError::Io { what, source });
+            }
+        }
+        known.wasteful = links.is_ok_and(|lines| lines > 2 * known.links.len() + 100);
+        // A clock that was wrong must not make a proof last longer.
+        let now = unix_now();
+        for link in known.links.values_mut() {
+            link.proved = link.proved.min(now);
+        }
+        known
+    }
+
+    fn take_changes(&mut self, layout: &Layout, repository: &Repository) -> Vec<Change> {
+        let links = std::mem::take(&mut self.unwritten_links);
+        let led = std::mem::take(&mut self.unwritten_led);
+        let mut changes = Vec::new();
+        if std::mem::take(&mut self.wasteful) {
+            let mut all = String::new();
+            for (digest, link) in &self.links {
+                write_link(&mut all, digest, link);
+            }
+            changes.push(Change::Replace(layout.links(repository), all.into_bytes()));
+        } else if !links.is_empty() {
+            changes.push(Change::Append(layout.links(repository), links));
+        }
+        if !led.is_empty() {
+            changes.push(Change::Append(layout.led(repository), led));
+        }
+        changes
+    }
+
+    fn weight(&self) -> usize {
+        self.links.len() + self.pairs
+    }
+}
+
+#[cfg(test)]
+mod tests;

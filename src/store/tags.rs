@@ -1,0 +1,376 @@
+//! What a tag has pointed to: one small JSON file per tag, and its copy in memory.
+//!
+//! ```json
+//! {"variants": {"any": [{"digest": "sha256:..", "media_type": "..", "size": 1234,
+//!                        "first_seen": 1760000000, "last_seen": 1760000600}]},
+//!  "checked": 1760000600}
+//! ```
+//!
+//! All times are unix seconds. The newest entry is the last: the one that the upstream named last,
+//! not the one that appeared last, because a tag can be moved back. Records of several replicas
+//! are joined by [`TagRecord::merge`], which gives the same result in whatever order.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::StoreError;
+use super::files::{Change, Faults, blocking, found, unix_now};
+use super::layout::Layout;
+use super::shelf::{Kept, Shelf};
+use crate::oci::{Digest, MediaType, Repository, Tag};
+
+/// Digests that one variant of a record remembers.
+const MOST_ENTRIES: usize = 64;
+/// Entries in memory, over all records; each takes about 200 bytes.
+const IN_MEMORY: u64 = 200_000;
+
+/// Who an answer of the upstream was for.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    /// Clients that take every type: asked with all manifest types.
+    Any,
+    /// Clients that take images only: asked with their own types.
+    Image,
+}
+
+/// One digest that a tag has pointed to.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TagEntry {
+    pub digest: Digest,
+    #[serde(with = "media_type")]
+    pub media_type: MediaType,
+    /// Of the manifest, in bytes.
+    pub size: u64,
+    /// When the upstream first named it for this tag, in unix seconds.
+    pub first_seen: i64,
+    /// When the upstream last did.
+    pub last_seen: i64,
+}
+
+/// What a tag has pointed to, for each variant, newest last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TagRecord {
+    variants: BTreeMap<Variant, Vec<TagEntry>>,
+    /// When the upstream was last asked about any variant, in unix seconds.
+    pub checked: i64,
+}
+
+/// The tag records of all repositories.
+#[derive(Debug)]
+pub struct Tags {
+    layout: Layout,
+    faults: Arc<Faults>,
+    shelf: Shelf<Slot>,
+}
+
+/// A tag's place in memory; empty for a tag of which nothing is known.
+#[derive(Debug, Default)]
+struct Slot {
+    record: Option<Arc<TagRecord>>,
+    unwritten: bool,
+}
+
+// === impl TagEntry ===
+
+impl TagEntry {
+    /// A digest that the upstream named at `seen`, in unix seconds.
+    #[must_use]
+    pub fn new(digest: Digest, media_type: MediaType, size: u64, seen: i64) -> Self {
+        TagEntry {
+            digest,
+            media_type,
+            size,
+            first_seen: seen,
+            last_seen: seen,
+        }
+    }
+
+    /// Newest is greatest. No two entries that differ in more than `first_seen` are equal.
+    fn age(&self) -> (i64, Digest, &str, u64) {
+        (
+            self.last_seen,
+            self.digest,
+            self.media_type.as_str(),
+            self.size,
+        )
+    }
+}
+
+// === impl TagRecord ===
+
+impl TagRecord {
+    /// What the tag points to as far as is known.
+    #[must_use]
+    pub fn current(&self, variant: Variant) -> Option<&TagEntry> {
+        self.entries(variant).last()
+    }
+
+    /// All that is known of one variant, newest last.
+    #[must_use]
+    pub fn entries(&self, variant: Variant) -> &[TagEntry] {
+        self.variants.get(&variant).map_or(&[], Vec::as_slice)
+    }
+
+    /// What two replicas know together: the union by digest, first seen when either saw it first,
+    /// last seen and checked when either did last. Commutative, associative and idempotent, so
+    /// replicas that have exchanged their records agree. May hold more than 64 entries.
+    #[must_use]
+    pub fn merge(&self, other: &TagRecord) -> TagRecord {
+        let mut variants: BTreeMap<Variant, Vec<TagEntry>> = BTreeMap::new();
+        for variant in self.variants.keys().chain(other.variants.keys()) {
+            let mut union: BTreeMap<Digest, TagEntry> = BTreeMap::new();
+            for entry in self.entries(*variant).iter().chain(other.entries(*variant)) {
+                union
+                    .entry(entry.digest)
+                    .and_modify(|known| {
+                        let first_seen = known.first_seen.min(entry.first_seen);
+                        if entry.age() > known.age() {
+                            known.clone_from(entry);
+                        }
+                        known.first_seen = first_seen;
+                    })
+                    .or_insert_with(|| entry.clone());
+            }
+            let mut entries: Vec<TagEntry> = union.into_values().collect();
+            entries.sort_by(|a, b| a.age().cmp(&b.age()));
+            variants.insert(*variant, entries);
+        }
+        TagRecord {
+            variants,
+            checked: self.checked.max(other.checked),
+        }
+    }
+
+    /// The upstream named `entry` at `entry.last_seen`: it becomes the newest, and nothing else
+    /// was seen later, whatever a clock that was wrong may have written.
+    fn see(&mut self, variant: Variant, mut entry: TagEntry) {
+        let entries = self.variants.entry(variant).or_default();
+        if let Some(position) = entries
+            .iter()
+            .position(|known| known.digest == entry.digest)
+        {
+            entry.first_seen = entry.first_seen.min(entries.remove(position).first_seen);
+        }
+        clamp(entries, entry.last_seen.saturating_sub(1));
+        self.checked = entry.last_seen;
+        entries.push(entry);
+        let surplus = entries.len().saturating_sub(MOST_ENTRIES);
+        entries.drain(..surplus);
+    }
+
+    /// What a file said, with times that lie in the future taken for now.
+    fn restored(mut self, now: i64) -> Self {
+        self.checked = self.checked.min(now);
+        for entries in self.variants.values_mut() {
+            clamp(entries, now);
+        }
+        self
+    }
+}
+
+/// Brings times down to `latest` without changing the order.
+fn clamp(entries: &mut [TagEntry], mut latest: i64) {
+    for entry in entries.iter_mut().rev() {
+        entry.last_seen = entry.last_seen.min(latest);
+        entry.first_seen = entry.first_seen.min(entry.last_seen);
+        latest = entry.last_seen.saturating_sub(1);
+    }
+}
+
+// === impl Tags ===
+
+impl Tags {
+    pub(super) fn new(layout: Layout, faults: Arc<Faults>) -> Self {
+        let shelf = Shelf::new(layout.clone(), Arc::clone(&faults), IN_MEMORY);
+        Tags {
+            layout,
+            faults,
+            shelf,
+        }
+    }
+
+    /// What is known of a tag: from memory, or from its file.
+    pub async fn get(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        self.shelf
+            .read(&(repository.clone(), tag.clone()), |slot| {
+                slot.record.clone()
+            })
+            .await
+    }
+
+    /// The upstream named `entry` for this tag at `entry.last_seen`. The next [`Tags::get`] knows;
+    /// the file is written in the background.
+    pub async fn record(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        variant: Variant,
+        entry: TagEntry,
+    ) {
+        let key = (repository.clone(), tag.clone());
+        self.shelf
+            .change(&key, |slot| {
+                slot.update(|record| record.see(variant, entry));
+                true
+            })
+            .await;
+    }
+
+    /// The upstream was asked at `checked` (unix seconds) and still names `digest`. Nothing
+    /// happens when the record does not know the digest.
+    pub async fn checked(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        variant: Variant,
+        digest: &Digest,
+        checked: i64,
+    ) {
+        let key = (repository.clone(), tag.clone());
+        self.shelf
+            .change(&key, |slot| {
+                let record = slot.record.as_deref();
+                let known = record.map_or(&[][..], |record| record.entries(variant));
+                let Some(entry) = known.iter().find(|entry| entry.digest == *digest) else {
+                    return false;
+                };
+                let entry = TagEntry {
+                    last_seen: checked,
+                    ..entry.clone()
+                };
+                slot.update(|record| record.see(variant, entry));
+                true
+            })
+            .await;
+    }
+
+    /// All tags of a repository that have a record, in order.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be read.
+    pub async fn tags(&self, repository: &Repository) -> Result<Vec<Tag>, StoreError> {
+        // What was recorded a moment ago counts too.
+        self.flush().await;
+        let directory = self.layout.tags(repository);
+        let result = blocking(move || {
+            list(&directory).map_err(StoreError::io(format!("read {}", directory.display())))
+        });
+        self.faults.noted(result.await)
+    }
+
+    pub(super) async fn flush(&self) {
+        self.shelf.flush().await;
+    }
+
+    pub(super) async fn run(&self, token: CancellationToken) {
+        self.shelf.run(token).await;
+    }
+}
+
+fn list(directory: &std::path::Path) -> io::Result<Vec<Tag>> {
+    let Some(files) = found(std::fs::read_dir(directory))? else {
+        return Ok(Vec::new());
+    };
+    let mut tags = Vec::new();
+    for file in files {
+        let name = file?.file_name();
+        let tag = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".json")?.parse().ok());
+        tags.extend(tag);
+    }
+    tags.sort();
+    Ok(tags)
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn update(&mut self, change: impl FnOnce(&mut TagRecord)) {
+        change(Arc::make_mut(self.record.get_or_insert_default()));
+        self.unwritten = true;
+    }
+}
+
+impl Kept for Slot {
+    type Key = (Repository, Tag);
+
+    fn load(layout: &Layout, (repository, tag): &Self::Key, faults: &Faults) -> Self {
+        let path = layout.tag(repository, tag);
+        let record = match found(std::fs::read(&path)) {
+            Ok(None) => None,
+            Ok(Some(bytes)) => match serde_json::from_slice::<TagRecord>(&bytes) {
+                Ok(record) => Some(Arc::new(record.restored(unix_now()))),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "damaged tag record set aside");
+                    let aside = std::fs::rename(&path, path.with_extension("json.bad"));
+                    let what = format!("set aside {}", path.display());
+                    let _ = faults.noted(aside.map_err(StoreError::io(what)));
+                    None
+                }
+            },
+            Err(source) => {
+                faults.note(&StoreError::Io {
+                    what: format!("read {}", path.display()),
+                    source,
+                });
+                None
+            }
+        };
+        Slot {
+            record,
+            unwritten: false,
+        }
+    }
+
+    fn take_changes(&mut self, layout: &Layout, (repository, tag): &Self::Key) -> Vec<Change> {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        // Plain data: it always has a JSON form.
+        let json = self
+            .record
+            .as_deref()
+            .and_then(|record| serde_json::to_vec(record).ok());
+        json.filter(|_| unwritten)
+            .map(|json| Change::Replace(layout.tag(repository, tag), json))
+            .into_iter()
+            .collect()
+    }
+
+    fn weight(&self) -> usize {
+        self.record
+            .as_deref()
+            .map_or(0, |record| record.variants.values().map(Vec::len).sum())
+    }
+}
+
+/// A media type as its text.
+mod media_type {
+    use serde::Deserialize as _;
+    use serde::de::Error as _;
+
+    use crate::oci::MediaType;
+
+    pub(super) fn serialize<S: serde::Serializer>(
+        media_type: &MediaType,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(media_type.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<MediaType, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        MediaType::parse(&text).ok_or_else(|| D::Error::custom("not a media type"))
+    }
+}
+
+#[cfg(test)]
+mod tests;
