@@ -1,0 +1,224 @@
+//! The life of a fill: from its spool through fetching and hashing to a blob, and the other ways
+//! in which it can end.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::{FutureExt as _, future};
+
+use super::fetch::fetch_all;
+use super::map::Origin;
+use super::slide::Slide;
+use super::verify::{self, blocking};
+use super::{Fill, FillError, FillResult, FillState, LINGER};
+use crate::store::Verifier;
+
+/// How a fill ended.
+#[derive(Debug)]
+enum Outcome {
+    Done,
+    Abandoned,
+    Stopped,
+}
+
+/// Runs a fill from its start to its end.
+pub(super) async fn supervise(fill: Arc<Fill>) {
+    let stop = fill.shared.stop.clone();
+    let ended = tokio::select! {
+        biased;
+        ended = download(&fill) => ended.map(|()| Outcome::Done),
+        () = rest(&fill) => Ok(Outcome::Abandoned),
+        () = stop.cancelled() => Ok(Outcome::Stopped),
+    };
+    let spool = fill.state().spool.clone();
+    match ended {
+        Ok(Outcome::Done) => {
+            fill.count(FillResult::Done);
+            fill.leave_table();
+        }
+        Ok(outcome) => {
+            // What is here is kept for whoever comes next.
+            if let Some(spool) = spool {
+                log_error(
+                    &fill,
+                    "cannot write the journal",
+                    blocking(move || spool.flush()).await,
+                );
+            }
+            fill.count(FillResult::Abandoned);
+            if let Outcome::Stopped = outcome {
+                fill.fail(FillError::Stopping);
+            }
+        }
+        Err(error) => {
+            let corrupt = matches!(error, FillError::WrongBytes { .. });
+            tracing::warn!(digest = %fill.digest, %error, "download failed");
+            if let Some(spool) = spool {
+                let tidy = move || {
+                    if corrupt {
+                        spool.remove()
+                    } else {
+                        spool.flush()
+                    }
+                };
+                log_error(&fill, "cannot tidy the spool", blocking(tidy).await);
+            }
+            fill.count(if corrupt {
+                FillResult::Corrupt
+            } else {
+                FillResult::Failed
+            });
+            fill.fail(error);
+        }
+    }
+    fill.shared.metrics.fills_running.dec();
+}
+
+/// Fetches, verifies and commits.
+async fn download(fill: &Arc<Fill>) -> Result<(), FillError> {
+    open_spool(fill).await?;
+    loop {
+        let verifier = {
+            let (fetched, verified) = (
+                fetch_all(fill),
+                verify::follow(fill).map(|hash| hash.map_err(local)),
+            );
+            future::try_join(fetched, verified).await?.1
+        };
+        if finish(fill, &verifier).await? {
+            return Ok(());
+        }
+    }
+}
+
+/// Resolves when the fill should stop because nobody reads it and it is not far enough.
+async fn rest(fill: &Arc<Fill>) {
+    let mut readers = fill.readers.subscribe();
+    loop {
+        // The sender lives in the fill.
+        let _ = readers.wait_for(|count| *count == 0).await;
+        let back = readers.wait_for(|count| *count > 0).map(drop);
+        if tokio::time::timeout(LINGER, back).await.is_ok() {
+            continue;
+        }
+        let (kept, past_half) = {
+            let state = fill.state();
+            (state.slide.is_none(), state.is_past_half())
+        };
+        if kept && past_half {
+            return future::pending().await;
+        }
+        if fill.leave_table_unread() {
+            return;
+        }
+    }
+}
+
+async fn open_spool(fill: &Arc<Fill>) -> Result<(), FillError> {
+    match fill.shared.disk.spool(&fill.digest).await {
+        Ok((spool, restored)) => {
+            fill.state().restore(Arc::new(spool), restored);
+            Ok(())
+        }
+        Err(error) => slide(fill, io::Error::other(error)).await,
+    }
+}
+
+/// The bytes are all here and hashed. `false`: they have to be fetched once more.
+async fn finish(fill: &Arc<Fill>, verifier: &Verifier) -> Result<bool, FillError> {
+    let (spool, sliding) = {
+        let state = fill.state();
+        (state.spool.clone(), state.slide.is_some())
+    };
+    let blob = spool.as_ref().and_then(|spool| spool.verify(verifier));
+    if blob.is_some() || (sliding && verifier.is(&fill.digest)) {
+        if sliding {
+            fill.leave_table();
+        }
+        {
+            let mut state = fill.state();
+            state.verified = true;
+            state.phase = FillState::Done;
+        }
+        fill.changed();
+        // Nobody waits for this but those who come later and find the fill until it is through.
+        if let Some(blob) = blob {
+            log_error(
+                fill,
+                "cannot keep a blob",
+                fill.shared.disk.commit(blob).await,
+            );
+        }
+        return Ok(true);
+    }
+    let again = {
+        let mut state = fill.state();
+        match (state.map.only_origin(), state.best_source()) {
+            (Some(Origin::Source(at)), _) => {
+                let source_name = state.source_name(at);
+                return Err(FillError::WrongBytes {
+                    source_name,
+                    digest: fill.digest,
+                });
+            }
+            (_, Some((at, _))) if !sliding => {
+                state.refetch(at);
+                spool
+            }
+            _ => None,
+        }
+    };
+    let Some(spool) = again else {
+        return Err(fill.wrong_bytes());
+    };
+    tracing::warn!(digest = %fill.digest, "bytes of mixed or restored origin are wrong; fetching them again");
+    blocking(move || spool.forget()).await.map_err(local)?;
+    Ok(false)
+}
+
+/// Goes on without keeping anything: `cause` is why.
+pub(super) async fn slide(fill: &Arc<Fill>, cause: io::Error) -> Result<(), FillError> {
+    let already = fill.state().slide.is_some();
+    let permit = Arc::clone(&fill.shared.slides).try_acquire_owned();
+    let (Ok(permit), false) = (permit, already) else {
+        return Err(local(cause));
+    };
+    tracing::warn!(digest = %fill.digest, error = %cause, "no room to keep a download; passing it through");
+    fill.shared.metrics.fill_slides.inc();
+    let slide = Slide::new(permit).map_err(local)?;
+    let spool = {
+        let mut state = fill.state();
+        state.slide = Some(slide);
+        state.spool.clone()
+    };
+    // Its names go now: another fill of the digest may start, and nothing half is to be kept.
+    if let Some(spool) = spool {
+        log_error(
+            fill,
+            "cannot remove a spool",
+            blocking(move || spool.remove()).await,
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn local(error: io::Error) -> FillError {
+    FillError::Local(Arc::new(error))
+}
+
+fn log_error<E: std::fmt::Display>(fill: &Fill, what: &str, result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::warn!(digest = %fill.digest, %error, "{what}");
+    }
+}
+
+impl Fill {
+    pub(super) fn wrong_bytes(&self) -> FillError {
+        let state = self.state();
+        let source_name = state.best_source().map(|(at, _)| state.source_name(at));
+        FillError::WrongBytes {
+            source_name: source_name.unwrap_or_default(),
+            digest: self.digest,
+        }
+    }
+}

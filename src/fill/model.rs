@@ -1,0 +1,658 @@
+//! The fill against a reference model so simple that it is obviously right: a blob is an array of
+//! bytes, a client that gets to the end of its range has exactly those, and no source sends a
+//! byte twice.
+//!
+//! Clients join at any time, at any range, and leave in the middle; sources cut, ignore ranges,
+//! send no length, throttle, vanish or lie; the process restarts. Time is paused, so every run of
+//! a case is the same.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use proptest::prelude::*;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Duration, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Config, FillError, Fills, Join, Opened, Source, SourceError, SourceErrorKind, TAIL};
+use crate::oci::Digest;
+use crate::store::{self, Store};
+use crate::telemetry::Metrics;
+
+/// How a source behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Honest,
+    /// Sends the whole blob whatever it is asked for.
+    NoRanges,
+    /// The same, and does not say how long it is.
+    NoLength,
+    /// Flips a bit.
+    Corrupt,
+    /// Lets two connections in, says "too many" to others.
+    Throttling,
+    /// Has no such blob.
+    Gone,
+}
+
+#[derive(Debug)]
+struct Fake {
+    name: String,
+    manner: Manner,
+    content: Bytes,
+    /// Each body is cut after at most so many bytes, as long as cuts are left.
+    cut_after: usize,
+    cuts: AtomicU64,
+    chunk: usize,
+    latency: Duration,
+    permits: Arc<Semaphore>,
+    open: Arc<Semaphore>,
+    /// Bytes sent, all bodies together.
+    sent: Arc<AtomicU64>,
+}
+
+#[derive(Clone, Debug)]
+struct Visit {
+    source: usize,
+    after: u64,
+    range: Range<u64>,
+    /// Leaves when it has so many bytes.
+    leaves_at: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    size: usize,
+    window: u64,
+    connections: usize,
+    manners: Vec<Manner>,
+    cuts: u64,
+    cut_after: usize,
+    chunk: usize,
+    latency: u64,
+    visits: Vec<Visit>,
+    /// The process is stopped in an orderly way then, and started again.
+    restart_after: Option<u64>,
+    /// The store is too small for the blob: every fill slides.
+    no_room: bool,
+}
+
+#[derive(Debug)]
+enum Got {
+    All(Vec<u8>),
+    Left,
+    Failed(FillError),
+}
+
+// === impl Fake ===
+
+impl Fake {
+    fn new(name: String, manner: Manner, content: &Bytes, case: &Case) -> Self {
+        Fake {
+            name,
+            manner,
+            content: content.clone(),
+            cut_after: case.cut_after,
+            cuts: AtomicU64::new(case.cuts),
+            chunk: case.chunk,
+            latency: Duration::from_millis(case.latency),
+            permits: Arc::new(Semaphore::new(32)),
+            open: Arc::new(Semaphore::new(if manner == Manner::Throttling {
+                2
+            } else {
+                64
+            })),
+            sent: Arc::default(),
+        }
+    }
+}
+
+fn error(kind: SourceErrorKind, message: &str) -> SourceError {
+    SourceError {
+        kind,
+        cause: super::message_cause(message.to_owned()),
+    }
+}
+
+#[async_trait]
+impl Source for Fake {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.permits).acquire_owned().await.unwrap()
+    }
+
+    fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+
+    async fn open(&self, range: Option<Range<u64>>) -> Result<Opened, SourceError> {
+        sleep(self.latency).await;
+        if self.manner == Manner::Gone {
+            return Err(error(SourceErrorKind::Gone, "no such blob"));
+        }
+        let Ok(busy) = Arc::clone(&self.open).try_acquire_owned() else {
+            return Err(error(SourceErrorKind::Throttled, "too many requests"));
+        };
+        let size = self.content.len() as u64;
+        let ranges = !matches!(self.manner, Manner::NoRanges | Manner::NoLength);
+        let range = range
+            .filter(|_| ranges)
+            .map(|range| range.start..range.end.min(size));
+        if range.as_ref().is_some_and(Range::is_empty) {
+            return Err(error(SourceErrorKind::NoRanges, "range not satisfiable"));
+        }
+        let part = range.clone().unwrap_or(0..size);
+        let part = usize::try_from(part.start).unwrap()..usize::try_from(part.end).unwrap();
+        let mut body = self.content.slice(part).to_vec();
+        if self.manner == Manner::Corrupt
+            && let Some(byte) = body.first_mut()
+        {
+            *byte ^= 1;
+        }
+        let cut = body.len() > self.cut_after
+            && self
+                .cuts
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+                .is_ok();
+        if cut {
+            body.truncate(self.cut_after);
+        }
+        let mut chunks: Vec<_> = body
+            .chunks(self.chunk)
+            .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
+            .collect();
+        if cut {
+            chunks.push(Err(error(SourceErrorKind::Broken, "cut")));
+        }
+        let (sent, latency) = (Arc::clone(&self.sent), self.latency);
+        let body = stream::iter(chunks).then(move |chunk| {
+            // The permit lives as long as the body.
+            let _busy = &busy;
+            if let Ok(chunk) = &chunk {
+                sent.fetch_add(chunk.len() as u64, Ordering::SeqCst);
+            }
+            async move {
+                sleep(latency / 8).await;
+                chunk
+            }
+        });
+        let total = (self.manner != Manner::NoLength).then_some(size);
+        Ok(Opened {
+            range,
+            total,
+            body: body.boxed(),
+        })
+    }
+}
+
+// === running a case ===
+
+/// A running process, as far as fills can tell.
+struct Process {
+    fills: Fills,
+    store: Arc<Store>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Process {
+    fn start(dir: &Path, case: &Case) -> Self {
+        let metrics = Arc::new(Metrics::default());
+        let config = store::Config {
+            path: dir.to_owned(),
+            max_size: case.no_room.then_some(case.size as u64 / 2),
+        };
+        let store = Store::open(&config, Arc::clone(&metrics)).unwrap();
+        let tracker = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let config = Config {
+            connections: case.connections,
+            window: case.window,
+        };
+        let disk = Arc::clone(&store.disk);
+        let fills = Fills::new(config, disk, metrics, tracker.clone(), stop.clone());
+        Process {
+            fills,
+            store,
+            tracker,
+            stop,
+        }
+    }
+
+    /// What the store shows is right, whatever happened.
+    async fn judge_store(&self, digest: &Digest) {
+        if self.store.disk.stat(digest).is_none() {
+            return;
+        }
+        let file = self
+            .store
+            .disk
+            .open_blob(digest)
+            .await
+            .unwrap()
+            .expect("it is there");
+        let mut bytes = Vec::new();
+        read(&file, &mut bytes);
+        assert_eq!(
+            Digest::sha256(&bytes),
+            *digest,
+            "the store shows wrong bytes"
+        );
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+        self.store.close().await.unwrap();
+    }
+}
+
+async fn visit(
+    process: &Process,
+    digest: Digest,
+    source: Arc<dyn Source>,
+    visit: &Visit,
+    size: u64,
+) -> Got {
+    if process.store.disk.stat(&digest).is_some() {
+        let file = process
+            .store
+            .disk
+            .open_blob(&digest)
+            .await
+            .unwrap()
+            .expect("it was there");
+        let range = visit.range.start.min(size)..visit.range.end.min(size);
+        let mut bytes = Vec::new();
+        read(&file.slice(range), &mut bytes);
+        return Got::All(bytes);
+    }
+    // Sources other than Gone have the blob, so this stands for the HEAD that proved it.
+    let proved = true;
+    let mut joined =
+        match process
+            .fills
+            .join_or_start(&digest, &source, proved, Some(visit.range.start))
+        {
+            Ok(Join::Started(joined) | Join::Joined(joined)) => joined,
+            Ok(Join::ProveFirst) => unreachable!("it is proved"),
+            Err(error) => return Got::Failed(error),
+        };
+    if let Err(error) = joined.opened().await {
+        return Got::Failed(error);
+    }
+    let mut reader = joined.read(visit.range.clone());
+    let mut bytes = Vec::new();
+    while let Some(piece) = reader.next().await {
+        match piece {
+            Ok(piece) => read(&piece, &mut bytes),
+            Err(error) => return Got::Failed(error),
+        }
+        if bytes.len() as u64 >= visit.leaves_at {
+            return Got::Left;
+        }
+    }
+    Got::All(bytes)
+}
+
+fn read(piece: &store::FileRange, bytes: &mut Vec<u8>) {
+    use std::os::unix::fs::FileExt as _;
+    let start = bytes.len();
+    bytes.resize(start + usize::try_from(piece.len()).unwrap(), 0);
+    piece
+        .file()
+        .read_exact_at(&mut bytes[start..], piece.range().start)
+        .unwrap();
+}
+
+/// Not a pattern: wrong offsets must show.
+fn content(size: usize) -> Bytes {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    std::iter::repeat_with(next).take(size).collect()
+}
+
+fn run(case: &Case) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(play(case));
+}
+
+async fn play(case: &Case) {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content(case.size);
+    let digest = Digest::sha256(&content);
+    let size = case.size as u64;
+    let fakes: Vec<Arc<Fake>> = (case.manners.iter().enumerate())
+        .map(|(at, manner)| Arc::new(Fake::new(format!("source{at}"), *manner, &content, case)))
+        .collect();
+
+    let mut process = Arc::new(Process::start(dir.path(), case));
+    let mut clients = JoinSet::new();
+    let mut restarted = false;
+    let mut visits = case.visits.clone();
+    visits.sort_by_key(|visit| visit.after);
+    let mut clock = 0;
+    let mut results = Vec::new();
+    for planned in visits {
+        if let Some(at) = case.restart_after
+            && !restarted
+            && planned.after >= at
+        {
+            restarted = true;
+            sleep(Duration::from_millis(at - clock)).await;
+            clock = at;
+            process.stop.cancel();
+            while let Some(result) = clients.join_next().await {
+                results.push(result.unwrap());
+            }
+            Arc::into_inner(process)
+                .expect("nobody holds it")
+                .end()
+                .await;
+            process = Arc::new(Process::start(dir.path(), case));
+        }
+        sleep(Duration::from_millis(planned.after - clock)).await;
+        clock = planned.after;
+        let source = Arc::clone(&fakes[planned.source]) as Arc<dyn Source>;
+        let process = Arc::clone(&process);
+        clients.spawn(async move {
+            let got = visit(&process, digest, source, &planned, size).await;
+            (planned, got)
+        });
+    }
+    while let Some(result) = clients.join_next().await {
+        results.push(result.unwrap());
+    }
+
+    let sent = fakes
+        .iter()
+        .map(|fake| fake.sent.load(Ordering::SeqCst))
+        .sum();
+    judge(case, &content, &results, restarted, sent);
+    process.judge_store(&digest).await;
+    drop(clients);
+    Arc::into_inner(process)
+        .expect("nobody holds it")
+        .end()
+        .await;
+}
+
+/// What the model says about what the clients got and the sources sent.
+fn judge(case: &Case, content: &[u8], results: &[(Visit, Got)], restarted: bool, sent: u64) {
+    let size = case.size as u64;
+    let all_honest = !case
+        .manners
+        .iter()
+        .any(|manner| matches!(manner, Manner::Corrupt | Manner::Gone));
+    let all_ranges = !case
+        .manners
+        .iter()
+        .any(|manner| matches!(manner, Manner::NoRanges | Manner::NoLength));
+    // Cuts alone never fail a fill whose sources can go on where they stopped: each new byte buys
+    // two more tries.
+    let reliable = all_honest && (all_ranges || case.cuts == 0);
+    for (visit, got) in results {
+        match got {
+            Got::All(bytes) => {
+                let range = visit.range.start.min(size)..visit.range.end.min(size);
+                let range =
+                    usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+                let right = bytes.as_slice() == &content[range.clone()];
+                // A range that stays clear of the tail may carry what was not verified yet.
+                let reaches_tail = visit.range.end.min(size) > size.saturating_sub(TAIL);
+                assert!(
+                    right || !reaches_tail,
+                    "{visit:?} got wrong bytes to the end"
+                );
+            }
+            Got::Left => {}
+            Got::Failed(error) => {
+                let by_restart = restarted && matches!(error, FillError::Stopping);
+                let excused = by_restart || !reliable;
+                assert!(excused, "{visit:?} failed: {error}");
+            }
+        }
+    }
+    if all_ranges && all_honest && !case.no_room {
+        // A stop may catch each fetcher with a chunk that it has not written yet.
+        let caught = if restarted {
+            (case.connections * case.chunk) as u64
+        } else {
+            0
+        };
+        assert!(
+            sent <= size + caught,
+            "{sent} bytes were sent for a blob of {size}"
+        );
+    }
+}
+
+// === cases ===
+
+fn manner() -> impl Strategy<Value = Manner> {
+    prop_oneof![
+        6 => Just(Manner::Honest),
+        1 => Just(Manner::NoRanges),
+        1 => Just(Manner::NoLength),
+        1 => Just(Manner::Corrupt),
+        1 => Just(Manner::Throttling),
+        1 => Just(Manner::Gone),
+    ]
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let size = prop_oneof![
+        Just(0_usize),
+        1_usize..2000,
+        60_000_usize..70_000,
+        70_000_usize..400_000
+    ];
+    (
+        (
+            size,
+            1_u64..5,
+            1_usize..5,
+            prop::collection::vec(manner(), 1..4),
+        ),
+        (0_u64..6, 1_usize..100_000, 500_usize..20_000, 0_u64..40),
+        prop::collection::vec(
+            (
+                any::<prop::sample::Index>(),
+                0_u64..400,
+                0.0..1.0_f64,
+                0.0..1.2_f64,
+                0.05..3.0_f64,
+            ),
+            1..8,
+        ),
+        (prop::option::of(1_u64..300), prop::bool::weighted(0.2)),
+    )
+        .prop_map(
+            |(
+                (size, window, connections, manners),
+                (cuts, cut_after, chunk, latency),
+                visits,
+                (restart_after, no_room),
+            )| {
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    clippy::cast_precision_loss
+                )]
+                let scaled = |share: f64| (size as f64 * share) as u64;
+                let visits = visits
+                    .into_iter()
+                    .map(|(source, after, start, length, leaves)| {
+                        let start = if start < 0.5 { 0 } else { scaled(start - 0.5) };
+                        let end = if length > 0.6 {
+                            u64::MAX
+                        } else {
+                            start + scaled(length)
+                        };
+                        Visit {
+                            source: source.index(manners.len()),
+                            after,
+                            range: start..end,
+                            leaves_at: if leaves > 1.0 {
+                                u64::MAX
+                            } else {
+                                scaled(leaves) + 1
+                            },
+                        }
+                    })
+                    .collect();
+                Case {
+                    size,
+                    window: window * 16 * 1024,
+                    connections,
+                    manners,
+                    cuts,
+                    cut_after,
+                    chunk,
+                    latency,
+                    visits,
+                    restart_after,
+                    no_room,
+                }
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn fills_behave_like_the_model(case in case()) {
+        run(&case);
+    }
+}
+
+/// A blob of one visit, for cases that are worth a name.
+fn plain_case(size: usize, manners: Vec<Manner>) -> Case {
+    let visit = Visit {
+        source: 0,
+        after: 0,
+        range: 0..u64::MAX,
+        leaves_at: u64::MAX,
+    };
+    Case {
+        size,
+        window: 64 * 1024,
+        connections: 4,
+        manners,
+        cuts: 0,
+        cut_after: usize::MAX,
+        chunk: 10_000,
+        latency: 10,
+        visits: vec![visit],
+        restart_after: None,
+        no_room: false,
+    }
+}
+
+#[test]
+fn many_readers_cost_one_download() {
+    let mut case = plain_case(1_000_000, vec![Manner::Honest]);
+    case.visits = (0..50)
+        .map(|at| Visit {
+            after: at,
+            ..case.visits[0].clone()
+        })
+        .collect();
+    run(&case);
+}
+
+#[test]
+fn a_restart_fetches_only_what_is_missing() {
+    let mut case = plain_case(3_000_000, vec![Manner::Honest]);
+    case.visits.push(Visit {
+        after: 120,
+        ..case.visits[0].clone()
+    });
+    case.restart_after = Some(100);
+    run(&case);
+}
+
+#[test]
+fn another_source_goes_on_where_one_is_gone() {
+    let mut case = plain_case(1_000_000, vec![Manner::Gone, Manner::Honest]);
+    case.visits.push(Visit {
+        source: 1,
+        ..case.visits[0].clone()
+    });
+    run(&case);
+}
+
+/// The slide's memory is bounded by its slowest reader, and that reader gets every byte.
+#[test]
+fn a_slide_waits_for_its_slowest_reader() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.unwrap().block_on(async {
+        let size = 80 * 1024 * 1024;
+        let case = Case {
+            chunk: 1024 * 1024,
+            no_room: true,
+            window: 8 << 20,
+            ..plain_case(size, Vec::new())
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let process = Process::start(dir.path(), &case);
+        let content = content(size);
+        let digest = Digest::sha256(&content);
+        let fake = Arc::new(Fake::new("source".into(), Manner::Honest, &content, &case));
+        let source = Arc::clone(&fake) as Arc<dyn Source>;
+        let Join::Started(mut joined) = process
+            .fills
+            .join_or_start(&digest, &source, true, Some(0))
+            .unwrap()
+        else {
+            panic!("nothing was running");
+        };
+        joined.opened().await.unwrap();
+        // Everything that can happen without the reader happens before this paused clock moves on.
+        sleep(Duration::from_hours(1)).await;
+        let ahead = fake.sent.load(Ordering::SeqCst);
+        let most = super::slide::WINDOW + 2 * 1024 * 1024;
+        assert!(
+            ahead < most,
+            "{ahead} bytes ahead of a reader that has none"
+        );
+
+        let mut reader = joined.read(0..u64::MAX);
+        let mut bytes = Vec::new();
+        while let Some(piece) = reader.next().await {
+            read(&piece.unwrap(), &mut bytes);
+        }
+        assert!(bytes == content, "the reader got other bytes");
+        assert_eq!(fake.sent.load(Ordering::SeqCst), size as u64);
+        assert!(
+            process.store.disk.stat(&digest).is_none(),
+            "nothing of it is kept"
+        );
+        drop(reader);
+        process.end().await;
+    });
+}
