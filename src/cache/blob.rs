@@ -1,0 +1,242 @@
+//! Blobs: from the store where the repository has a link, else through a fill.
+//!
+//! | bytes here | link | what happens |
+//! |---|---|---|
+//! | yes | yes | served from disk |
+//! | yes | no | one upstream HEAD; its yes makes the link |
+//! | no | yes | a fill, joined or started |
+//! | no | no | a fill whose first answer is the proof; to join one that others proved, one HEAD first |
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::access::Access;
+use super::error::Kind;
+use super::source::RepositorySource;
+use super::{Cache, CacheError, Outcome};
+use crate::fill::{Join, Joined, Reader, Source};
+use crate::oci::{Digest, RangeSpec, Reference, Repository};
+use crate::store::FileRange;
+
+/// A blob, whole or on its way.
+#[derive(Debug)]
+pub struct BlobAnswer {
+    pub digest: Digest,
+    /// In bytes. `None`: the upstream has told none, and the blob is not complete yet.
+    pub size: Option<u64>,
+    pub outcome: Outcome,
+    content: Content,
+}
+
+/// What of a blob is wanted, said before its size is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Only whether it is there, and its size.
+    Head,
+    Whole,
+    Range(RangeSpec),
+}
+
+#[derive(Debug)]
+enum Content {
+    File(FileRange),
+    Fill(Joined),
+    /// For a HEAD.
+    Nothing,
+}
+
+/// A body in pieces, each a file and a range of it.
+#[derive(Debug)]
+pub enum Pieces {
+    File(Option<FileRange>),
+    Fill(Reader),
+}
+
+// === impl Cache ===
+
+impl Cache {
+    pub(super) async fn find_blob(
+        self: &Arc<Self>,
+        access: &Access,
+        digest: &Digest,
+        wanted: Wanted,
+    ) -> Result<BlobAnswer, CacheError> {
+        let repository = access.repository();
+        let mut linked = self.store.links.link(repository, digest).await.is_some();
+        if self.store.disk.stat(digest).is_some() {
+            if !linked {
+                self.prove(access, digest).await?;
+                linked = true;
+            }
+            match self.store.disk.open_blob(digest).await {
+                Ok(Some(file)) => return Ok(BlobAnswer::stored(*digest, file)),
+                // Gone or damaged since: fetched anew.
+                Ok(None) => {}
+                Err(error) if self.offline => return Err(error.into()),
+                Err(error) => tracing::warn!(%digest, %error, "cannot read a blob"),
+            }
+        }
+        let missing = CacheError::Offline { listing: false };
+        let upstream = self.ask(access, missing)?;
+        if wanted == Wanted::Head {
+            return self.head(access, digest, linked).await;
+        }
+        if !linked {
+            self.recently_missing(repository, digest)?;
+        }
+        let source: Arc<dyn Source> = Arc::new(RepositorySource::new(
+            Arc::clone(upstream),
+            repository.clone(),
+            *digest,
+        ));
+        let from = match wanted {
+            Wanted::Head | Wanted::Whole => Some(0),
+            Wanted::Range(RangeSpec::From(start) | RangeSpec::FromTo(start, _)) => Some(start),
+            Wanted::Range(RangeSpec::Suffix(_)) => None,
+        };
+        let (mut joined, outcome) = loop {
+            match self.fills.join_or_start(digest, &source, linked, from)? {
+                Join::Started(joined) => break (joined, Outcome::Miss),
+                Join::Joined(joined) => break (joined, Outcome::Collapsed),
+                Join::ProveFirst => {
+                    self.prove(access, digest).await?;
+                    linked = true;
+                }
+            }
+        };
+        let opened = match wanted {
+            // What a range means depends on the size.
+            Wanted::Range(_) => joined.size().await.map(Some),
+            Wanted::Head | Wanted::Whole => joined.opened().await,
+        };
+        let size = opened.map_err(|error| self.blob_failed(repository, digest, error.into()))?;
+        if !linked {
+            self.store.links.add_link(repository, digest, None).await;
+        }
+        Ok(BlobAnswer {
+            digest: *digest,
+            size,
+            outcome,
+            content: Content::Fill(joined),
+        })
+    }
+
+    /// Size of a blob that is not here.
+    async fn head(
+        self: &Arc<Self>,
+        access: &Access,
+        digest: &Digest,
+        linked: bool,
+    ) -> Result<BlobAnswer, CacheError> {
+        let running = if linked {
+            self.fills.size(digest)
+        } else {
+            None
+        };
+        let size = match running {
+            Some(size) => Some(size),
+            None => self.prove(access, digest).await?,
+        };
+        let outcome = Outcome::Passed;
+        Ok(BlobAnswer {
+            digest: *digest,
+            size,
+            outcome,
+            content: Content::Nothing,
+        })
+    }
+
+    /// Has the upstream say that this repository has the digest, and notes the link. Gives the
+    /// size, if it told it.
+    async fn prove(
+        self: &Arc<Self>,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<Option<u64>, CacheError> {
+        let repository = access.repository();
+        let upstream = self.ask(access, CacheError::Offline { listing: false })?;
+        self.recently_missing(repository, digest)?;
+        let key = (repository.clone(), *digest);
+        let probe = self.blob_probes.join(&key, || {
+            let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));
+            let (repository, digest) = key.clone();
+            async move {
+                let probe = upstream.probe_blob(&repository.name, &digest).await;
+                let probe = probe.map_err(|error| {
+                    let error = CacheError::from_upstream(error, Kind::Blob);
+                    cache.blob_failed(&repository, &digest, error)
+                })?;
+                cache.store.links.add_link(&repository, &digest, None).await;
+                Ok(probe.size)
+            }
+        });
+        let (landed, _) = probe.await;
+        landed.unwrap_or_else(|| Err(CacheError::Internal("a look-up panicked".into())))
+    }
+
+    /// Remembers what a failure means for those who come next.
+    fn blob_failed(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        error: CacheError,
+    ) -> CacheError {
+        self.recent
+            .note(repository, &Reference::Digest(*digest), &error);
+        error
+    }
+
+    fn recently_missing(&self, repository: &Repository, digest: &Digest) -> Result<(), CacheError> {
+        let reference = Reference::Digest(*digest);
+        if self.recent.is_missing(repository, &reference, Kind::Blob) {
+            return Err(CacheError::BlobUnknown);
+        }
+        Ok(())
+    }
+}
+
+// === impl BlobAnswer ===
+
+impl BlobAnswer {
+    fn stored(digest: Digest, file: FileRange) -> Self {
+        let size = Some(file.len());
+        BlobAnswer {
+            digest,
+            size,
+            outcome: Outcome::Hit,
+            content: Content::File(file),
+        }
+    }
+
+    /// The body of a range that lies within the size.
+    #[must_use]
+    pub fn read(self, range: Range<u64>) -> Pieces {
+        match self.content {
+            Content::File(file) => Pieces::File(Some(file.slice(range))),
+            Content::Fill(joined) => Pieces::Fill(joined.read(range)),
+            Content::Nothing => Pieces::File(None),
+        }
+    }
+
+    /// The whole body, however long it turns out to be.
+    #[must_use]
+    pub fn read_all(self) -> Pieces {
+        let end = self.size.unwrap_or(u64::MAX);
+        self.read(0..end)
+    }
+}
+
+// === impl Pieces ===
+
+impl Pieces {
+    /// The next piece, readable now; `None` at the end. Cancel-safe.
+    ///
+    /// # Errors
+    /// The body must then end short of its length, with a FIN, so that clients resume.
+    pub async fn next(&mut self) -> Option<Result<FileRange, CacheError>> {
+        match self {
+            Pieces::File(file) => file.take().filter(|file| !file.is_empty()).map(Ok),
+            Pieces::Fill(reader) => reader.next().await.map(|piece| piece.map_err(Into::into)),
+        }
+    }
+}

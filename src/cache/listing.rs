@@ -1,0 +1,275 @@
+//! Tag lists and referrers: what a repository says about itself.
+//!
+//! Both are believed for `fresh_for`, served stale when the upstream fails, and kept in memory
+//! only. Offline, tags are those whose records we hold.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use super::access::Access;
+use super::error::Kind;
+use super::{Cache, CacheError, Outcome};
+use crate::oci::{Digest, Repository, Tag};
+use crate::upstream::Upstream;
+
+/// Tags in one answer, whatever `n` says.
+const MOST_TAGS: usize = 1000;
+const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+
+#[derive(Clone, Debug)]
+pub struct TagsAnswer {
+    pub tags: Vec<Tag>,
+    /// There are more: the last tag of this answer, for the `Link` header.
+    pub more: Option<Tag>,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug)]
+pub struct ReferrersAnswer {
+    /// An image index.
+    pub body: Bytes,
+    /// Only one artifact type is in it, as was asked: becomes `OCI-Filters-Applied`.
+    pub filtered: bool,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    Tags(Repository),
+    Referrers(Repository, Digest),
+}
+
+/// A list in memory: tags, one a line, or the index of referrers.
+#[derive(Clone, Debug)]
+pub(super) struct Listing {
+    body: Bytes,
+    fetched: Instant,
+}
+
+/// An index whose descriptors stay as the upstream spelled them.
+#[derive(Deserialize)]
+struct Index<'a> {
+    #[serde(borrow, default)]
+    manifests: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Referrer<'a> {
+    #[serde(borrow)]
+    artifact_type: Option<std::borrow::Cow<'a, str>>,
+}
+
+// === impl Listing ===
+
+impl Listing {
+    pub(super) fn weight(&self) -> usize {
+        self.body.len() + 256
+    }
+}
+
+// === impl Cache ===
+
+impl Cache {
+    pub(super) async fn list_tags(
+        self: &Arc<Self>,
+        access: &Access,
+        n: Option<usize>,
+        last: Option<&Tag>,
+    ) -> Result<TagsAnswer, CacheError> {
+        let repository = access.repository();
+        let n = n.unwrap_or(MOST_TAGS).min(MOST_TAGS);
+        let (body, outcome) = if self.offline {
+            let tags = self.store.tags.tags(repository).await?;
+            if tags.is_empty() {
+                return Err(CacheError::Offline { listing: true });
+            }
+            (lines(tags), Outcome::Hit)
+        } else {
+            self.listing(access, Key::Tags(repository.clone())).await?
+        };
+        let text = std::str::from_utf8(&body).unwrap_or_default();
+        let after = |line: &&str| last.is_none_or(|last| *line > last.as_str());
+        let mut tags = text
+            .lines()
+            .filter(after)
+            .filter_map(|line| line.parse::<Tag>().ok());
+        let page: Vec<Tag> = tags.by_ref().take(n).collect();
+        let more = if tags.next().is_some() {
+            page.last().cloned()
+        } else {
+            None
+        };
+        Ok(TagsAnswer {
+            tags: page,
+            more,
+            outcome,
+        })
+    }
+
+    pub(super) async fn list_referrers(
+        self: &Arc<Self>,
+        access: &Access,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<ReferrersAnswer, CacheError> {
+        if self.offline {
+            return Err(CacheError::Offline { listing: true });
+        }
+        let key = Key::Referrers(access.repository().clone(), *digest);
+        let (body, outcome) = self.listing(access, key).await?;
+        let Some(artifact_type) = artifact_type else {
+            return Ok(ReferrersAnswer {
+                body,
+                filtered: false,
+                outcome,
+            });
+        };
+        let index: Index<'_> = serde_json::from_slice(&body).map_err(not_an_index)?;
+        let matches = |descriptor: &&RawValue| {
+            serde_json::from_str::<Referrer<'_>>(descriptor.get())
+                .is_ok_and(|referrer| referrer.artifact_type.as_deref() == Some(artifact_type))
+        };
+        let chosen: Vec<&RawValue> = index.manifests.into_iter().filter(matches).collect();
+        Ok(ReferrersAnswer {
+            body: index_of(&chosen),
+            filtered: true,
+            outcome,
+        })
+    }
+
+    /// A list from memory while it is fresh, else from the upstream, else stale.
+    async fn listing(
+        self: &Arc<Self>,
+        access: &Access,
+        key: Key,
+    ) -> Result<(Bytes, Outcome), CacheError> {
+        let known = self.listings.get(&key);
+        if let Some(known) = &known
+            && known.fetched.elapsed() < self.config.fresh_for
+        {
+            return Ok((known.body.clone(), Outcome::Hit));
+        }
+        let upstream = match self.ask(access, CacheError::Offline { listing: true }) {
+            Ok(upstream) => upstream,
+            Err(error) => return self.stale_listing(known, error),
+        };
+        let flight = self.listing_flights.join(&key, || {
+            let (cache, upstream, key) = (Arc::clone(self), Arc::clone(upstream), key.clone());
+            let access = access.clone();
+            async move {
+                let body = match &key {
+                    Key::Tags(repository) => fetch_tags(&upstream, repository).await,
+                    Key::Referrers(_, digest) => {
+                        cache.fetch_referrers(&upstream, &access, digest).await
+                    }
+                }?;
+                let fetched = Instant::now();
+                cache.listings.insert(
+                    key,
+                    Listing {
+                        body: body.clone(),
+                        fetched,
+                    },
+                );
+                Ok(body)
+            }
+        });
+        let (landed, joined) = flight.await;
+        let fetched =
+            landed.unwrap_or_else(|| Err(CacheError::Internal("a look-up panicked".into())));
+        match fetched {
+            Ok(body) if joined => Ok((body, Outcome::Collapsed)),
+            Ok(body) => Ok((body, Outcome::Miss)),
+            Err(error) => {
+                self.recent
+                    .note_registry(&access.repository().registry, &error);
+                self.stale_listing(known, error)
+            }
+        }
+    }
+
+    /// What we have, if it is not too old and `error` leaves the question open.
+    fn stale_listing(
+        &self,
+        known: Option<Listing>,
+        error: CacheError,
+    ) -> Result<(Bytes, Outcome), CacheError> {
+        match known {
+            Some(known)
+                if error.leaves_stale() && known.fetched.elapsed() < self.config.stale_for =>
+            {
+                Ok((known.body, Outcome::Stale))
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// An upstream without the API may still keep the list under the tag that older clients
+    /// write; one that has neither has no referrers.
+    ///
+    /// Source: OCI distribution-spec, "Referrers tag schema".
+    async fn fetch_referrers(
+        self: &Arc<Self>,
+        upstream: &Upstream,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<Bytes, CacheError> {
+        let name = &access.repository().name;
+        let found = upstream.referrers(name, digest).await;
+        if let Some(body) = found.map_err(|error| CacheError::from_upstream(error, Kind::List))? {
+            serde_json::from_slice::<Index<'_>>(&body).map_err(not_an_index)?;
+            return Ok(body);
+        }
+        let tag = format!("{}-{}", digest.algorithm(), &digest.hex()[..64]);
+        let Ok(tag) = tag.parse::<Tag>() else {
+            return Ok(index_of(&[]));
+        };
+        match self.manifest_by_tag(access, &tag, &[INDEX_TYPE]).await {
+            Ok(answer) if serde_json::from_slice::<Index<'_>>(answer.manifest.bytes()).is_ok() => {
+                Ok(answer.manifest.bytes().clone())
+            }
+            Ok(_) | Err(CacheError::ManifestUnknown) => Ok(index_of(&[])),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+async fn fetch_tags(upstream: &Upstream, repository: &Repository) -> Result<Bytes, CacheError> {
+    let list = upstream.tags(&repository.name).await;
+    let list = list.map_err(|error| CacheError::from_upstream(error, Kind::List))?;
+    Ok(lines(list.tags))
+}
+
+/// The specification wants tags in lexical order.
+fn lines(mut tags: Vec<Tag>) -> Bytes {
+    tags.sort_unstable();
+    tags.dedup();
+    let mut text = String::new();
+    for tag in tags {
+        text.push_str(tag.as_str());
+        text.push('\n');
+    }
+    text.into()
+}
+
+fn index_of(manifests: &[&RawValue]) -> Bytes {
+    let manifests: Vec<&str> = manifests
+        .iter()
+        .map(|descriptor| descriptor.get())
+        .collect();
+    let manifests = manifests.join(",");
+    format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX_TYPE}","manifests":[{manifests}]}}"#).into()
+}
+
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err wants"
+)]
+fn not_an_index(error: serde_json::Error) -> CacheError {
+    CacheError::WrongBytes(format!("the list of referrers is no image index: {error}"))
+}

@@ -1,0 +1,511 @@
+//! Manifests: what a tag points to and for how long that is believed, and manifests by digest.
+//!
+//! | a tag's record is | what happens |
+//! |---|---|
+//! | missing | one GET upstream, whoever asks at the same time waits for it |
+//! | younger than `fresh_for`, or immutable | served, no upstream request at all |
+//! | older | one HEAD upstream; a GET follows only if the tag has moved |
+//! | older, and the upstream fails | served stale, up to `stale_for` |
+//!
+//! A manifest by digest needs the repository's link to it. Bytes without a link cost one HEAD;
+//! neither bytes nor link, one GET.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::access::Access;
+use super::error::Kind;
+use super::{Cache, CacheError, Outcome};
+use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, Tag};
+use crate::policy::Hit;
+use crate::store::{TagEntry, Variant};
+use crate::upstream::{FetchedManifest, Upstream, UpstreamError, UpstreamErrorKind};
+
+/// What we ask for by tag: the client's own types come on top.
+const MANIFEST_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+/// How long a client waits for an upstream to confirm a tag that could be served stale.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub struct ManifestAnswer {
+    pub manifest: Arc<Manifest>,
+    pub outcome: Outcome,
+    /// Texts of the upstream's `Warning: 299` headers.
+    pub warnings: Arc<[String]>,
+}
+
+/// What a request to an upstream came back with, shared by all who waited.
+#[derive(Clone, Debug)]
+pub(super) struct Fetched {
+    manifest: Arc<Manifest>,
+    warnings: Arc<[String]>,
+    /// The upstream only confirmed what we had.
+    confirmed: bool,
+}
+
+/// One question about a tag. `types` are the client's own, where it cannot take what is current.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TagKey {
+    repository: Repository,
+    tag: Tag,
+    types: Option<Vec<String>>,
+}
+
+/// What a client can take, from all its `Accept` lines.
+struct Accept<'a>(Vec<&'a str>);
+
+// === impl Cache: by tag ===
+
+impl Cache {
+    pub(super) async fn manifest_by_tag(
+        self: &Arc<Self>,
+        access: &Access,
+        tag: &Tag,
+        accept: &[&str],
+    ) -> Result<ManifestAnswer, CacheError> {
+        let accept = Accept::parse(accept);
+        let answer = self.current(access, tag, &accept, Variant::Any).await?;
+        if accept.takes(answer.manifest.media_type()) {
+            return Ok(answer);
+        }
+        // Old clients that know images but no indexes get what the upstream makes of that.
+        self.current(access, tag, &accept, Variant::Image).await
+    }
+
+    /// What the tag points to, as fresh as the configuration wants it.
+    async fn current(
+        self: &Arc<Self>,
+        access: &Access,
+        tag: &Tag,
+        accept: &Accept<'_>,
+        variant: Variant,
+    ) -> Result<ManifestAnswer, CacheError> {
+        let repository = access.repository();
+        let record = self.store.tags.get(repository, tag).await;
+        let known = record
+            .as_deref()
+            .and_then(|record| record.current(variant))
+            .cloned();
+        if let Some(entry) = &known
+            && (self.offline
+                || age(entry) < self.config.fresh_for
+                || self.is_immutable(repository, tag))
+            && let Some(manifest) = self.load(&entry.digest, &entry.media_type).await?
+        {
+            return Ok(ManifestAnswer::cached(manifest, Outcome::Hit));
+        }
+        let reference = Reference::Tag(tag.clone());
+        if self
+            .recent
+            .is_missing(repository, &reference, Kind::Manifest)
+        {
+            return Err(CacheError::ManifestUnknown);
+        }
+        let stale = match &known {
+            Some(entry) if age(entry) < self.config.stale_for => {
+                self.load(&entry.digest, &entry.media_type).await?
+            }
+            _ => None,
+        };
+        let upstream = match (self.ask(access, offline(tag)), &stale) {
+            (Ok(_), Some(manifest)) if self.recent.is_down(&repository.registry) => {
+                return Ok(ManifestAnswer::cached(Arc::clone(manifest), Outcome::Stale));
+            }
+            (Err(error), Some(manifest)) if error.leaves_stale() => {
+                return Ok(ManifestAnswer::cached(Arc::clone(manifest), Outcome::Stale));
+            }
+            (upstream, _) => upstream?,
+        };
+        let types = match variant {
+            Variant::Any => None,
+            Variant::Image => Some(accept.types()),
+        };
+        let flight_key = TagKey {
+            repository: repository.clone(),
+            tag: tag.clone(),
+            types,
+        };
+        let flight = self.tag_flights.join(&flight_key, || {
+            let (cache, upstream, key) =
+                (Arc::clone(self), Arc::clone(upstream), flight_key.clone());
+            let extra = accept.types();
+            async move { cache.refresh(&upstream, &key, &extra, known).await }
+        });
+        let Some(manifest) = stale else {
+            return settle(flight.await);
+        };
+        let result = match tokio::time::timeout(PATIENCE, flight).await {
+            Ok(landed) => settle(landed),
+            Err(_) => Err(CacheError::TooSlow(repository.registry.to_string())),
+        };
+        match result {
+            Err(error) if error.leaves_stale() => {
+                tracing::warn!(%repository, %tag, %error, "serving a stale tag");
+                Ok(ManifestAnswer::cached(manifest, Outcome::Stale))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Asks the upstream what a tag points to, and keeps the answer.
+    async fn refresh(
+        self: Arc<Self>,
+        upstream: &Upstream,
+        key: &TagKey,
+        extra: &[String],
+        known: Option<TagEntry>,
+    ) -> Result<Fetched, CacheError> {
+        let TagKey {
+            repository,
+            tag,
+            types,
+        } = key;
+        let reference = Reference::Tag(tag.clone());
+        let (variant, accept) = match types {
+            Some(types) => (Variant::Image, types.clone()),
+            None => (Variant::Any, with_all_types(extra)),
+        };
+        if let Some(entry) = known
+            && let Some(manifest) = self.load(&entry.digest, &entry.media_type).await?
+        {
+            match upstream
+                .probe_manifest(&repository.name, &reference, &accept)
+                .await
+            {
+                Ok(probe) if probe.digest == Some(entry.digest) => {
+                    let digest = &entry.digest;
+                    self.store
+                        .tags
+                        .checked(repository, tag, variant, digest, now())
+                        .await;
+                    let warnings = Arc::default();
+                    return Ok(Fetched {
+                        manifest,
+                        warnings,
+                        confirmed: true,
+                    });
+                }
+                // Moved, or no digest to tell: the GET will.
+                Ok(_) => {}
+                // A registry that cannot HEAD.
+                Err(error) if matches!(error.kind, UpstreamErrorKind::Invalid(_)) => {}
+                Err(error) => return Err(self.manifest_failed(repository, &reference, error)),
+            }
+        }
+        let fetched = upstream
+            .manifest(&repository.name, &reference, &accept)
+            .await;
+        let fetched =
+            fetched.map_err(|error| self.manifest_failed(repository, &reference, error))?;
+        let fetched = parse(fetched, Algorithm::Sha256)?;
+        let manifest = &fetched.manifest;
+        self.keep(repository, &reference, manifest).await;
+        let size = manifest.bytes().len() as u64;
+        let entry = TagEntry::new(
+            *manifest.digest(),
+            manifest.media_type().clone(),
+            size,
+            now(),
+        );
+        self.store
+            .tags
+            .record(repository, tag, variant, entry)
+            .await;
+        Ok(fetched)
+    }
+
+    /// Remembers what a failure means for those who come next.
+    fn manifest_failed(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        error: UpstreamError,
+    ) -> CacheError {
+        let error = CacheError::from_upstream(error, Kind::Manifest);
+        self.recent.note(repository, reference, &error);
+        error
+    }
+
+    fn is_immutable(&self, repository: &Repository, tag: &Tag) -> bool {
+        if self.immutable.is_empty() {
+            return false;
+        }
+        let (name, reference) = (repository.to_string(), Reference::Tag(tag.clone()));
+        self.immutable
+            .iter()
+            .any(|pattern| pattern.hit(&name, Some(&reference)) == Hit::Yes)
+    }
+}
+
+// === impl Cache: by digest ===
+
+impl Cache {
+    /// By digest `Accept` decides nothing: there is but one manifest that has it.
+    pub(super) async fn manifest_by_digest(
+        self: &Arc<Self>,
+        access: &Access,
+        digest: &Digest,
+        accept: &[&str],
+    ) -> Result<ManifestAnswer, CacheError> {
+        let repository = access.repository();
+        let link = self.store.links.link(repository, digest).await;
+        if let Some(media_type) = link.and_then(|link| link.media_type)
+            && let Some(manifest) = self.load(digest, &media_type).await?
+        {
+            return Ok(ManifestAnswer::cached(manifest, Outcome::Hit));
+        }
+        let reference = Reference::Digest(*digest);
+        if self
+            .recent
+            .is_missing(repository, &reference, Kind::Manifest)
+        {
+            return Err(CacheError::ManifestUnknown);
+        }
+        let upstream = self.ask(access, CacheError::Offline { listing: false })?;
+        let flight_key = (repository.clone(), *digest);
+        let flight = self.manifest_flights.join(&flight_key, || {
+            let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));
+            let (repository, digest) = flight_key.clone();
+            let accept = with_all_types(&Accept::parse(accept).types());
+            async move {
+                cache
+                    .fetch_by_digest(&upstream, &repository, &digest, &accept)
+                    .await
+            }
+        });
+        settle(flight.await)
+    }
+
+    async fn fetch_by_digest(
+        self: Arc<Self>,
+        upstream: &Upstream,
+        repository: &Repository,
+        digest: &Digest,
+        accept: &[String],
+    ) -> Result<Fetched, CacheError> {
+        let reference = Reference::Digest(*digest);
+        let failed = |error| self.manifest_failed(repository, &reference, error);
+        if let Some(bytes) = self.bytes(digest).await? {
+            // The bytes are here, but nothing says that this repository has them.
+            let probe = upstream
+                .probe_manifest(&repository.name, &reference, accept)
+                .await;
+            let probe = probe.map_err(failed)?;
+            let manifest =
+                Manifest::parse(bytes, probe.content_type.as_deref(), digest.algorithm());
+            let manifest =
+                Arc::new(manifest.map_err(|error| CacheError::WrongBytes(error.to_string()))?);
+            self.keep(repository, &reference, &manifest).await;
+            return Ok(Fetched {
+                manifest,
+                warnings: Arc::default(),
+                confirmed: true,
+            });
+        }
+        let fetched = upstream
+            .manifest(&repository.name, &reference, accept)
+            .await
+            .map_err(failed)?;
+        let fetched = parse(fetched, digest.algorithm())?;
+        if fetched.manifest.digest() != digest {
+            let registry = &repository.registry;
+            return Err(CacheError::WrongBytes(format!(
+                "{registry} sent a manifest that is not {digest}"
+            )));
+        }
+        self.keep(repository, &reference, &fetched.manifest).await;
+        Ok(fetched)
+    }
+}
+
+// === impl Cache: what is kept ===
+
+impl Cache {
+    /// Links a manifest that the upstream gave for this repository, and notes where it leads.
+    /// Answers do not wait for the disk.
+    async fn keep(
+        self: &Arc<Self>,
+        repository: &Repository,
+        by: &Reference,
+        manifest: &Arc<Manifest>,
+    ) {
+        let digest = *manifest.digest();
+        self.manifests.insert(digest, Arc::clone(manifest));
+        let links = &self.store.links;
+        links
+            .add_link(repository, &digest, Some(manifest.media_type()))
+            .await;
+        if let Reference::Tag(_) = by {
+            links.add_led(repository, by, &[digest]).await;
+        }
+        // What does not parse as an image leads nowhere, but is served all the same.
+        if let Ok(children) = manifest.children() {
+            let children: Vec<Digest> = children.iter().map(|child| child.digest).collect();
+            links
+                .add_led(repository, &Reference::Digest(digest), &children)
+                .await;
+        }
+        if self.store.disk.stat(&digest).is_none() {
+            let (cache, manifest) = (Arc::clone(self), Arc::clone(manifest));
+            self.tracker.spawn(async move {
+                let kept = cache
+                    .store
+                    .disk
+                    .put(manifest.digest(), manifest.bytes().clone())
+                    .await;
+                if let Err(error) = kept {
+                    tracing::warn!(digest = %manifest.digest(), %error, "cannot keep a manifest");
+                }
+            });
+        }
+    }
+
+    /// A manifest that we have, from memory or disk.
+    pub(super) async fn load(
+        &self,
+        digest: &Digest,
+        media_type: &MediaType,
+    ) -> Result<Option<Arc<Manifest>>, CacheError> {
+        if let Some(manifest) = self.manifests.get(digest)
+            && manifest.media_type() == media_type
+        {
+            // What is answered from memory is in use on disk too.
+            self.store.disk.touch(digest);
+            return Ok(Some(manifest));
+        }
+        let Some(bytes) = self.bytes(digest).await? else {
+            return Ok(None);
+        };
+        let manifest = Arc::new(Manifest::from_store(bytes, media_type.clone(), *digest));
+        self.manifests.insert(*digest, Arc::clone(&manifest));
+        Ok(Some(manifest))
+    }
+
+    async fn bytes(&self, digest: &Digest) -> Result<Option<Bytes>, CacheError> {
+        if let Some(manifest) = self.manifests.get(digest) {
+            return Ok(Some(manifest.bytes().clone()));
+        }
+        // A disk that fails is no reason to fail a pull: the upstream may still have it.
+        match self.store.disk.read(digest, self.manifest_limit).await {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if self.offline => Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%digest, %error, "cannot read a manifest");
+                Ok(None)
+            }
+        }
+    }
+}
+
+// === impl ManifestAnswer ===
+
+impl ManifestAnswer {
+    fn cached(manifest: Arc<Manifest>, outcome: Outcome) -> Self {
+        ManifestAnswer {
+            manifest,
+            outcome,
+            warnings: Arc::default(),
+        }
+    }
+}
+
+// === impl Accept ===
+
+impl<'a> Accept<'a> {
+    fn parse(lines: &[&'a str]) -> Self {
+        let ranges = lines.iter().flat_map(|line| line.split(','));
+        let types = ranges
+            .filter_map(|range| range.split(';').next())
+            .map(str::trim);
+        Accept(types.filter(|media_type| !media_type.is_empty()).collect())
+    }
+
+    fn takes(&self, media_type: &MediaType) -> bool {
+        self.0.is_empty()
+            || self.0.iter().any(|range| {
+                matches!(*range, "*/*" | "application/*")
+                    || range.eq_ignore_ascii_case(media_type.as_str())
+            })
+    }
+
+    /// The types it names, without wild cards, in order: a key for those who ask alike. Bounded,
+    /// and only proper types, because they become a header of our own request.
+    fn types(&self) -> Vec<String> {
+        let named = self.0.iter().filter(|range| !range.contains('*'));
+        let types = named.filter_map(|range| MediaType::parse(range));
+        let mut types: Vec<String> = types
+            .map(|parsed| parsed.as_str().to_owned())
+            .take(16)
+            .collect();
+        types.sort_unstable();
+        types.dedup();
+        types
+    }
+}
+
+// === helpers ===
+
+fn settle(
+    (landed, joined): (Option<Result<Fetched, CacheError>>, bool),
+) -> Result<ManifestAnswer, CacheError> {
+    let fetched =
+        landed.unwrap_or_else(|| Err(CacheError::Internal("a look-up panicked".into())))?;
+    let outcome = match (fetched.confirmed, joined) {
+        (true, _) => Outcome::Hit,
+        (false, true) => Outcome::Collapsed,
+        (false, false) => Outcome::Miss,
+    };
+    Ok(ManifestAnswer {
+        manifest: fetched.manifest,
+        outcome,
+        warnings: fetched.warnings,
+    })
+}
+
+fn parse(fetched: FetchedManifest, algorithm: Algorithm) -> Result<Fetched, CacheError> {
+    let manifest = Manifest::parse(fetched.bytes, fetched.content_type.as_deref(), algorithm);
+    let manifest = manifest.map_err(|error| CacheError::WrongBytes(error.to_string()))?;
+    Ok(Fetched {
+        manifest: Arc::new(manifest),
+        warnings: fetched.warnings.into(),
+        confirmed: false,
+    })
+}
+
+fn with_all_types(extra: &[String]) -> Vec<String> {
+    let mut types: Vec<String> = MANIFEST_TYPES
+        .iter()
+        .map(|&known| known.to_owned())
+        .collect();
+    types.extend(
+        extra
+            .iter()
+            .filter(|extra| !MANIFEST_TYPES.contains(&extra.as_str()))
+            .cloned(),
+    );
+    types
+}
+
+/// A signature's tag is often asked for and seldom there; so is a referrers tag.
+fn offline(tag: &Tag) -> CacheError {
+    let listing = tag.as_str().starts_with("sha256-") || tag.as_str().starts_with("sha512-");
+    CacheError::Offline { listing }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// How long ago the upstream last named it. A time that lies in the future is now: clocks are
+/// set back.
+fn age(entry: &TagEntry) -> Duration {
+    Duration::from_secs(u64::try_from(now() - entry.last_seen).unwrap_or(0))
+}

@@ -1,0 +1,262 @@
+//! The heart: what is asked for is judged, found or fetched.
+//!
+//! Everybody who wants something of a registry comes through here, and the first thing that
+//! happens is always the same: [`access`] asks policy, before any look-up anywhere. What it lets
+//! through carries an `Access`, and nothing below can be reached without one.
+//!
+//! [`manifest`]: tags and how fresh they are, manifests by digest. [`blob`]: from the store, or
+//! through a fill. [`listing`]: tag lists and referrers. [`source`]: an upstream repository as a
+//! fill sees it. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
+//! said a moment ago.
+
+mod access;
+mod blob;
+pub mod error;
+mod flight;
+mod listing;
+mod manifest;
+mod recent;
+mod source;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use moka::sync::Cache as Memory;
+use serde::Deserialize;
+use tokio_util::task::TaskTracker;
+
+use crate::fill::Fills;
+use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
+use crate::policy::{Engine, InvalidPattern, Pattern};
+use crate::store::Store;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{AnswerLabels, OutcomeLabel, RouteLabel};
+use crate::upstream::Upstreams;
+
+pub use crate::policy::Client;
+pub use blob::{BlobAnswer, Pieces, Wanted};
+pub use error::CacheError;
+use flight::Flights;
+pub use listing::{ReferrersAnswer, TagsAnswer};
+pub use manifest::ManifestAnswer;
+use manifest::{Fetched, TagKey};
+use recent::Recent;
+
+/// Manifests in memory, in bytes.
+const MANIFEST_MEMORY: u64 = 64 * 1024 * 1024;
+/// Tag lists and referrers in memory, in bytes.
+const LISTING_MEMORY: u64 = 32 * 1024 * 1024;
+
+/// `[tags]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Inside it a tag, a tag list or referrers cause no upstream request at all.
+    #[serde(deserialize_with = "crate::units::duration")]
+    pub fresh_for: Duration,
+    /// How old a tag may be served when the upstream fails.
+    #[serde(deserialize_with = "crate::units::duration")]
+    pub stale_for: Duration,
+    /// How long a 404 is believed.
+    #[serde(deserialize_with = "crate::units::duration")]
+    pub missing_for: Duration,
+    /// Patterns over `registry/repository:tag` of tags that are never checked again.
+    pub immutable: Vec<String>,
+}
+
+/// All that an answer can be made of. One per running server; cheap to share.
+#[derive(Debug)]
+pub struct Cache {
+    policy: Engine,
+    upstreams: Upstreams,
+    store: Arc<Store>,
+    fills: Fills,
+    config: Config,
+    immutable: Vec<Pattern>,
+    offline: bool,
+    manifest_limit: u64,
+    metrics: Arc<Metrics>,
+    tracker: TaskTracker,
+    manifests: Memory<Digest, Arc<Manifest>>,
+    listings: Memory<listing::Key, listing::Listing>,
+    recent: Recent,
+    tag_flights: Flights<TagKey, Result<Fetched, CacheError>>,
+    manifest_flights: Flights<(Repository, Digest), Result<Fetched, CacheError>>,
+    blob_probes: Flights<(Repository, Digest), Result<Option<u64>, CacheError>>,
+    listing_flights: Flights<listing::Key, Result<Bytes, CacheError>>,
+}
+
+/// What a [`Cache`] is built from.
+#[derive(Debug)]
+pub struct Parts {
+    pub policy: Engine,
+    pub upstreams: Upstreams,
+    pub store: Arc<Store>,
+    pub fills: Fills,
+    pub config: Config,
+    /// No outbound connection at all.
+    pub offline: bool,
+    /// The largest manifest that is read back, in bytes.
+    pub manifest_limit: u64,
+    pub metrics: Arc<Metrics>,
+    /// Runs what must not end with the client that asked for it.
+    pub tracker: TaskTracker,
+}
+
+/// How an answer came about: becomes `Cache-Status` (RFC 9211).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    Hit,
+    /// From the cache, too old, because the upstream does not answer.
+    Stale,
+    /// Fetched for this request.
+    Miss,
+    /// Fetched for another request that runs at the same time.
+    Collapsed,
+    /// What the upstream said just now to a HEAD; nothing was stored.
+    Passed,
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            fresh_for: Duration::from_mins(1),
+            stale_for: Duration::from_hours(24),
+            missing_for: Duration::from_secs(15),
+            immutable: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// The `immutable` patterns, ready to match; they are written like those of policy rules.
+    ///
+    /// # Errors
+    /// Names the pattern that is none.
+    pub fn immutable(&self) -> Result<Vec<Pattern>, InvalidPattern> {
+        self.immutable
+            .iter()
+            .map(|pattern| Pattern::parse(pattern))
+            .collect()
+    }
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// # Errors
+    /// A pattern in `tags.immutable` that is none.
+    pub fn new(parts: Parts) -> Result<Arc<Self>, InvalidPattern> {
+        let immutable = parts.config.immutable()?;
+        let weight = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+        let tracker = &parts.tracker;
+        Ok(Arc::new(Cache {
+            manifests: Memory::builder()
+                .max_capacity(MANIFEST_MEMORY)
+                .weigher(move |_, manifest: &Arc<Manifest>| weight(manifest.bytes().len()))
+                .build(),
+            listings: Memory::builder()
+                .max_capacity(LISTING_MEMORY)
+                .weigher(move |_, listing: &listing::Listing| weight(listing.weight()))
+                .time_to_live(parts.config.stale_for.max(parts.config.fresh_for))
+                .build(),
+            recent: Recent::new(parts.config.missing_for),
+            tag_flights: Flights::new(tracker),
+            manifest_flights: Flights::new(tracker),
+            blob_probes: Flights::new(tracker),
+            listing_flights: Flights::new(tracker),
+            immutable,
+            policy: parts.policy,
+            upstreams: parts.upstreams,
+            store: parts.store,
+            fills: parts.fills,
+            config: parts.config,
+            offline: parts.offline,
+            manifest_limit: parts.manifest_limit,
+            metrics: parts.metrics,
+            tracker: parts.tracker,
+        }))
+    }
+
+    /// Answers for a manifest. `accept` has every `Accept` header line of the client.
+    ///
+    /// Cancel-safe: what was begun for the answer is finished without the client.
+    pub async fn manifest(
+        self: &Arc<Self>,
+        client: &Client,
+        repository: &Repository,
+        reference: &Reference,
+        accept: &[&str],
+    ) -> Result<ManifestAnswer, CacheError> {
+        let access = self.enter(client, repository, Some(reference)).await?;
+        let answer = match reference {
+            Reference::Tag(tag) => self.manifest_by_tag(&access, tag, accept).await,
+            Reference::Digest(digest) => self.manifest_by_digest(&access, digest, accept).await,
+        }?;
+        self.count(RouteLabel::Manifest, answer.outcome);
+        Ok(answer)
+    }
+
+    /// Answers for a blob: its size, and what to read it from. Cancel-safe.
+    pub async fn blob(
+        self: &Arc<Self>,
+        client: &Client,
+        repository: &Repository,
+        digest: &Digest,
+        wanted: Wanted,
+    ) -> Result<BlobAnswer, CacheError> {
+        let access = self
+            .enter(client, repository, Some(&Reference::Digest(*digest)))
+            .await?;
+        let answer = self.find_blob(&access, digest, wanted).await?;
+        self.count(RouteLabel::Blob, answer.outcome);
+        Ok(answer)
+    }
+
+    /// Lists tags after `last`, at most `n` of them. Cancel-safe.
+    pub async fn tags(
+        self: &Arc<Self>,
+        client: &Client,
+        repository: &Repository,
+        n: Option<usize>,
+        last: Option<&Tag>,
+    ) -> Result<TagsAnswer, CacheError> {
+        let access = self.enter(client, repository, None).await?;
+        let answer = self.list_tags(&access, n, last).await?;
+        self.count(RouteLabel::Tags, answer.outcome);
+        Ok(answer)
+    }
+
+    /// Lists what refers to `digest`, as an image index. Cancel-safe.
+    pub async fn referrers(
+        self: &Arc<Self>,
+        client: &Client,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<ReferrersAnswer, CacheError> {
+        let access = self
+            .enter(client, repository, Some(&Reference::Digest(*digest)))
+            .await?;
+        let answer = self.list_referrers(&access, digest, artifact_type).await?;
+        self.count(RouteLabel::Referrers, answer.outcome);
+        Ok(answer)
+    }
+
+    fn count(&self, kind: RouteLabel, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::Hit => OutcomeLabel::Hit,
+            Outcome::Stale => OutcomeLabel::Stale,
+            Outcome::Miss => OutcomeLabel::Miss,
+            Outcome::Collapsed => OutcomeLabel::Collapsed,
+            Outcome::Passed => OutcomeLabel::Passed,
+        };
+        self.metrics
+            .answers
+            .get_or_create(&AnswerLabels { kind, outcome })
+            .inc();
+    }
+}

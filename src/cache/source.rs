@@ -1,0 +1,98 @@
+//! One repository of an upstream, as a fill sees it.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::fill::{Opened, Source, SourceError, SourceErrorKind};
+use crate::oci::{Digest, Repository};
+use crate::upstream::{Upstream, UpstreamError, UpstreamErrorKind};
+
+pub(super) struct RepositorySource {
+    upstream: Arc<Upstream>,
+    repository: Repository,
+    digest: Digest,
+    name: String,
+}
+
+impl RepositorySource {
+    pub(super) fn new(upstream: Arc<Upstream>, repository: Repository, digest: Digest) -> Self {
+        let name = repository.to_string();
+        RepositorySource {
+            upstream,
+            repository,
+            digest,
+            name,
+        }
+    }
+}
+
+impl fmt::Debug for RepositorySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+#[async_trait]
+impl Source for RepositorySource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        self.upstream.body_permit().await
+    }
+
+    fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.upstream.try_body_permit()
+    }
+
+    async fn open(&self, range: Option<Range<u64>>) -> Result<Opened, SourceError> {
+        let answer = self
+            .upstream
+            .blob(&self.repository.name, &self.digest, range)
+            .await;
+        let answer = answer.map_err(source_error)?;
+        let body = stream::unfold(Some(answer.body), |body| async {
+            let mut body = body?;
+            match body.chunk().await {
+                Ok(Some(chunk)) => Some((Ok(chunk), Some(body))),
+                Ok(None) => None,
+                Err(error) => Some((Err(source_error(error)), None)),
+            }
+        });
+        Ok(Opened {
+            range: answer.range,
+            total: answer.total,
+            body: body.boxed(),
+        })
+    }
+}
+
+fn source_error(error: UpstreamError) -> SourceError {
+    let kind = match &error.kind {
+        UpstreamErrorKind::Refused | UpstreamErrorKind::NotFound => SourceErrorKind::Gone,
+        UpstreamErrorKind::RateLimited { .. } => SourceErrorKind::Throttled,
+        // An empty blob has no range; an upstream that lies about ranges may still send the whole.
+        UpstreamErrorKind::RangeNotSatisfiable | UpstreamErrorKind::Invalid(_) => {
+            SourceErrorKind::NoRanges
+        }
+        UpstreamErrorKind::Unavailable(_)
+        | UpstreamErrorKind::TimedOut(_)
+        | UpstreamErrorKind::HostRefused(_) => SourceErrorKind::Broken,
+    };
+    SourceError {
+        kind,
+        cause: Arc::new(error),
+    }
+}
+
+/// The upstream's own words, where a source failed by them.
+pub(super) fn upstream_error(error: &SourceError) -> Option<&UpstreamError> {
+    error.cause.downcast_ref()
+}
