@@ -1,0 +1,145 @@
+//! From a configuration to a running server, and back down in order.
+//!
+//! Up: store, upstreams, policy, fills, cache, listeners. Down, when asked to stop: the listeners
+//! let answers finish, fills write their journals, and the store is closed last, in good order.
+//! Long tasks run on one tracker, so that nothing is left behind unseen.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cache::{self, Cache};
+use crate::config::Config;
+use crate::fill::Fills;
+use crate::policy::Engine;
+use crate::server::{Limits, Server};
+use crate::store::{Store, StoreError};
+use crate::telemetry::Metrics;
+use crate::upstream::Upstreams;
+
+/// How long fills and background work may take to put their things in order.
+const WIND_DOWN: Duration = Duration::from_secs(10);
+
+/// Why the server did not start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{}", .0.join("\n"))]
+    Config(Vec<String>),
+    #[error("cannot listen: {0}")]
+    Listen(io::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Before it listens: whatever keeps it from starting. After: a store that cannot be closed.
+pub async fn serve(config: Config) -> Result<(), AppError> {
+    raise_open_files();
+    let metrics = Arc::new(Metrics::default());
+    let tracker = TaskTracker::new();
+    let background = CancellationToken::new();
+    let downloads = CancellationToken::new();
+
+    let policy = Engine::compile(&config.policy)
+        .map_err(|problems| AppError::Config(problems.iter().map(ToString::to_string).collect()))?;
+    let (store, upstreams) = {
+        let (config, metrics) = (config.clone(), Arc::clone(&metrics));
+        tokio::task::spawn_blocking(move || open(&config, &metrics))
+            .await
+            .map_err(io::Error::other)??
+    };
+    tracker.spawn({
+        let (store, background) = (Arc::clone(&store), background.clone());
+        async move { store.run(background).await }
+    });
+    let fills = Fills::new(
+        config.fill.clone(),
+        Arc::clone(&store.disk),
+        Arc::clone(&metrics),
+        tracker.clone(),
+        downloads.clone(),
+    );
+    let cache = Cache::new(cache::Parts {
+        policy,
+        upstreams,
+        store: Arc::clone(&store),
+        fills,
+        config: config.tags.clone(),
+        offline: config.server.offline,
+        manifest_limit: config.limits.manifest_size,
+        metrics: Arc::clone(&metrics),
+        tracker: tracker.clone(),
+    })
+    .map_err(|error| AppError::Config(vec![format!("tags.immutable: {error}")]))?;
+
+    let (_ready, ready) = watch::channel(true);
+    let limits = Limits {
+        answer: config.limits.answer,
+        connections: config.limits.connections,
+        ..Limits::default()
+    };
+    let server = Server::bind(&config.server, limits, cache, metrics, ready)
+        .await
+        .map_err(AppError::Listen)?;
+    let shutdown = CancellationToken::new();
+    tracker.spawn(stop_on_signal(shutdown.clone())?);
+    let ended = server.run(shutdown, &tracker).await;
+
+    downloads.cancel();
+    background.cancel();
+    tracker.close();
+    if tokio::time::timeout(WIND_DOWN, tracker.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(tasks = tracker.len(), "some work did not end in time");
+    }
+    store.close().await?;
+    tracing::info!("stopped");
+    Ok(ended?)
+}
+
+/// The parts that read files. Blocking.
+fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<(Arc<Store>, Upstreams), AppError> {
+    let upstreams = Upstreams::new(&config.upstreams, &config.limits, &config.egress, metrics)
+        .map_err(AppError::Config)?;
+    let store = Store::open(&config.store, Arc::clone(metrics))?;
+    Ok((store, upstreams))
+}
+
+/// Connections, blobs and spools each take a file; the usual soft limit of 1024 is from another
+/// time. Where it cannot be raised, what is there has to do.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Cancels `shutdown` at the first SIGTERM or SIGINT.
+fn stop_on_signal(shutdown: CancellationToken) -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = shutdown.cancelled() => {}
+        }
+        shutdown.cancel();
+    })
+}

@@ -1,0 +1,143 @@
+//! The command line: one file per command.
+//!
+//! A command other than `serve` makes a [`Report`]: text for people and JSON beside it. Reports go
+//! to stdout, everything else to stderr.
+
+mod check;
+mod explain;
+mod nodes;
+mod serve;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use crate::config::{Config, Fault, LoadError, Source};
+use crate::policy::Engine;
+
+/// One gate for container images: a pull-through caching proxy for OCI registries.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version)]
+pub struct Arguments {
+    /// Configuration file; without it portcullis.toml, then /etc/portcullis/portcullis.toml, then
+    /// the built-in defaults
+    #[arg(long, global = true, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// How to print the result
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    output: Output,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy
+    Serve(serve::Serve),
+    /// Read the configuration and say everything that is wrong with it
+    Check,
+    /// Say which rule decides about an image, and which hosts a pull would dial
+    Explain(explain::Explain),
+    /// Prepare the nodes
+    #[command(subcommand)]
+    Nodes(nodes::Nodes),
+}
+
+/// What a command found out.
+#[derive(Debug)]
+struct Report {
+    text: String,
+    json: Value,
+    /// For stderr, whatever the format.
+    notes: Vec<String>,
+    code: ExitCode,
+}
+
+// === impl Arguments ===
+
+impl Arguments {
+    /// Runs the command to its end.
+    ///
+    /// # Errors
+    /// Whatever kept it from doing what it is for, with the way out in the message.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let source = Source::find(self.config.as_deref())?;
+        let report = match self.command {
+            Command::Serve(serve) => return serve.run(&source),
+            Command::Check => check::run(&source)?,
+            Command::Explain(explain) => explain.run(&source)?,
+            Command::Nodes(nodes) => nodes.run(&source)?,
+        };
+        report.print(self.output)?;
+        Ok(report.code)
+    }
+}
+
+/// The policy, or its faults with their places.
+fn compile(config: &Config, source: &Source) -> Result<Engine, LoadError> {
+    Engine::compile(&config.policy).map_err(|problems| {
+        invalid(
+            source,
+            problems
+                .into_iter()
+                .map(|problem| source.locate(problem))
+                .collect(),
+        )
+    })
+}
+
+fn invalid(source: &Source, faults: Vec<Fault>) -> LoadError {
+    LoadError::Invalid {
+        path: source.path().map(ToOwned::to_owned),
+        faults,
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    fn new(text: String, json: Value) -> Self {
+        Report {
+            text,
+            json,
+            notes: Vec::new(),
+            code: ExitCode::SUCCESS,
+        }
+    }
+
+    fn print(&self, output: Output) -> io::Result<()> {
+        for note in &self.notes {
+            // A closed stderr is nobody's loss.
+            let _ = writeln!(io::stderr(), "note: {note}");
+        }
+        let text = match output {
+            Output::Text => self.text.clone(),
+            Output::Json => format!("{:#}\n", self.json),
+        };
+        match io::stdout().write_all(text.as_bytes()) {
+            // `portcullis explain ... | head -1` is not a failure.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            done => done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

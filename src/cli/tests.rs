@@ -1,0 +1,161 @@
+#![allow(clippy::disallowed_methods, reason = "tests write files of their own")]
+
+use clap::CommandFactory as _;
+
+use super::*;
+
+/// A configuration file that lives as long as the test.
+fn source(text: &str) -> Source {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("portcullis.toml");
+    std::fs::write(&path, text).unwrap();
+    Source::find(Some(&path)).unwrap()
+}
+
+fn explain(text: &str, image: &str) -> Report {
+    match Arguments::try_parse_from(["portcullis", "explain", image])
+        .unwrap()
+        .command
+    {
+        Command::Explain(explain) => explain.run(&source(text)).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_arguments_are_sound() {
+    Arguments::command().debug_assert();
+    for arguments in [
+        &["serve", "--offline", "--config", "x.toml"][..],
+        &["--config", "x.toml", "check", "-o", "json"],
+        &[
+            "nodes",
+            "hosts",
+            "--out",
+            "certs.d",
+            "--output",
+            "json",
+            "--fallback",
+            "--default",
+        ],
+    ] {
+        let arguments = ["portcullis"].iter().chain(arguments);
+        assert!(Arguments::try_parse_from(arguments).is_ok());
+    }
+    for arguments in [
+        &["explain"][..],
+        &["nodes", "hosts"],
+        &["check", "-o", "yaml"],
+    ] {
+        let arguments = ["portcullis"].iter().chain(arguments);
+        assert!(Arguments::try_parse_from(arguments).is_err());
+    }
+}
+
+#[test]
+fn explain_says_what_a_pull_would_meet() {
+    let rules = r#"
+        [[policy.rules]]
+        id = "no-latest"
+        images = ["**:latest"]
+        effect = "deny"
+        [[policy.rules]]
+        id = "some"
+        images = ["quay.io/**", "ghcr.io/a:1", "nowhere.example/**"]
+        effect = "allow"
+    "#;
+    for (image, lines) in [
+        (
+            "quay.io/a:1",
+            &[
+                "quay.io/a:1",
+                "allow     by rule some",
+                "upstream  https://quay.io",
+            ][..],
+        ),
+        (
+            "quay.io/a",
+            &[
+                "deny      by rule no-latest",
+                "answer    403 quay.io/a:latest is not allowed: rule no-latest refuses it",
+                "digest    allowed: who asks for the digest behind the tag gets it",
+                "upstream  none: what is refused is not asked for",
+            ],
+        ),
+        (
+            "ghcr.io/a:1",
+            &["digest    allowed when an allowed tag led to it"],
+        ),
+        (
+            "ghcr.io/b:1",
+            &["deny      by default", "rule      some: no pattern matches"],
+        ),
+        (
+            "nowhere.example/a:1",
+            &[
+                "allow",
+                "upstream  none: 403, this registry is not served here",
+            ],
+        ),
+    ] {
+        let text = explain(rules, image).text;
+        for line in lines {
+            assert!(text.contains(line), "{line:?} is not in\n{text}");
+        }
+    }
+}
+
+/// Policies are tried out where the secrets are not.
+#[test]
+fn explain_needs_no_secrets() {
+    let text = "[upstreams.\"quay.io\"]\nusername = \"u\"\npassword = { file = \"/nowhere/secret\" }\n\
+                share_with = \"everyone\"";
+    let report = explain(text, "k8s.gcr.io/pause:3.9");
+    assert!(
+        report.text.contains("registry.k8s.io/pause:3.9"),
+        "{}",
+        report.text
+    );
+    assert!(
+        report
+            .notes
+            .iter()
+            .any(|note| note.contains("/nowhere/secret")),
+        "{:?}",
+        report.notes
+    );
+    assert!(
+        explain(text, "quay.io/a")
+            .text
+            .contains("not known on this machine")
+    );
+}
+
+#[test]
+fn check_tells_faults_from_notes() {
+    let report = check::run(&source("[fill]\nconnections = 0")).unwrap();
+    assert_eq!(report.json["faults"][0]["line"], 2);
+    assert_eq!(report.json["faults"][0]["key"], "fill.connections");
+    assert!(
+        report
+            .text
+            .contains("portcullis.toml: line 2, column 15: fill.connections: ")
+    );
+    assert_eq!(
+        format!("{:?}", report.code),
+        format!("{:?}", ExitCode::FAILURE)
+    );
+
+    let rule = "[[policy.rules]]\nid = \"a\"\nimages = [\"quay.io/a:1\"]\neffect = \"deny\"";
+    let report = check::run(&source(rule)).unwrap();
+    assert!(report.text.ends_with(": good\n"), "{}", report.text);
+    assert!(
+        report.notes[0].starts_with("rule a refuses quay.io/a:1 by tag"),
+        "{:?}",
+        report.notes
+    );
+    assert_eq!(
+        format!("{:?}", report.code),
+        format!("{:?}", ExitCode::SUCCESS)
+    );
+}

@@ -1,0 +1,96 @@
+//! Everything that is wrong with a configuration that could be read, said at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Config, Fault, Source};
+use crate::policy::{Engine, Problem};
+use crate::telemetry::Metrics;
+use crate::upstream::Upstreams;
+
+/// More connections for one blob than any registry likes.
+const MOST_CONNECTIONS: usize = 64;
+
+/// The smallest window: below it a request costs more than it brings.
+const SMALLEST_WINDOW: u64 = 64 << 10;
+
+/// What keeps this configuration from being served. Blocking: reads the certificates and secrets
+/// that it names, but opens no store and no connection.
+#[must_use]
+pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
+    let mut problems = Vec::new();
+    let mut wrong = |key: &str, message: String| {
+        problems.push(Problem {
+            key: key.to_owned(),
+            message,
+        });
+    };
+    for message in config.server.check().err().into_iter().flatten() {
+        wrong("server", message);
+    }
+    if let Some(tls) = &config.server.tls
+        && let Err(error) = tls.check()
+    {
+        wrong("server.tls", error.to_string());
+    }
+    if let Err(error) = config.tags.immutable() {
+        wrong("tags.immutable", error.to_string());
+    }
+    if !(1..=MOST_CONNECTIONS).contains(&config.fill.connections) {
+        wrong(
+            "fill.connections",
+            format!("must be 1 to {MOST_CONNECTIONS}"),
+        );
+    }
+    if config.fill.window < SMALLEST_WINDOW {
+        wrong("fill.window", "must be at least 64KiB".to_owned());
+    }
+    let limits = &config.limits;
+    for (key, limit) in [
+        ("limits.connect", limits.connect),
+        ("limits.first_byte", limits.first_byte),
+        ("limits.answer", limits.answer),
+        ("limits.idle", limits.idle),
+    ] {
+        if limit == Duration::ZERO {
+            wrong(key, "must be longer than nothing".to_owned());
+        }
+    }
+    for (key, limit) in [
+        ("limits.manifest_size", limits.manifest_size),
+        ("limits.blob_size", limits.blob_size),
+        ("limits.connections", limits.connections as u64),
+    ] {
+        if limit == 0 {
+            wrong(key, "must be more than nothing".to_owned());
+        }
+    }
+    problems.extend(Engine::compile(&config.policy).err().into_iter().flatten());
+    let mut faults: Vec<_> = problems
+        .into_iter()
+        .map(|problem| source.locate(problem))
+        .collect();
+
+    let metrics = Arc::new(Metrics::default());
+    let upstreams = Upstreams::new(&config.upstreams, limits, &config.egress, &metrics);
+    // Their messages name their section themselves.
+    faults.extend(upstreams.err().into_iter().flatten().map(|message| Fault {
+        line: None,
+        column: None,
+        key: String::new(),
+        message,
+    }));
+    faults
+}
+
+/// What is right but may not do what it seems to.
+#[must_use]
+pub fn notes(policy: &Engine) -> Vec<String> {
+    let note = |(rule, pattern)| {
+        format!(
+            "rule {rule} refuses {pattern} by tag: whoever asks for the digest behind the tag gets \
+             it, unless a rule refuses the repository or the digest"
+        )
+    };
+    policy.refused_by_tag().map(note).collect()
+}

@@ -1,0 +1,38 @@
+//! The whole configuration: each module's own part, put together.
+//!
+//! Every key is optional and unknown keys are refused. [`load`] finds and reads the file;
+//! [`check`] says everything that is wrong with what it says.
+
+pub mod check;
+pub mod load;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::{cache, fill, policy, server, store, upstream};
+
+pub use load::{Fault, LoadError, Source};
+
+/// A configuration file. [`Config::default`] is that of a process without one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: server::Config,
+    pub store: store::Config,
+    pub tags: cache::Config,
+    pub fill: fill::Config,
+    pub limits: upstream::Limits,
+    pub egress: upstream::Egress,
+    pub upstreams: BTreeMap<String, upstream::Config>,
+    pub policy: policy::Config,
+}
+
+/// Reads the file at `path`, or the one that [`Source::find`] finds. Blocking.
+pub fn load(path: Option<&Path>) -> Result<Config, LoadError> {
+    Source::find(path)?.parse()
+}
+
+#[cfg(test)]
+mod tests;

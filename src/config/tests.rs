@@ -1,0 +1,221 @@
+#![allow(clippy::disallowed_methods, reason = "tests write files of their own")]
+
+use super::*;
+use crate::oci::Registry;
+use crate::policy::{Effect, Engine};
+
+/// The faults of a text, as they are shown.
+fn faults(text: &str) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("portcullis.toml");
+    std::fs::write(&path, text).unwrap();
+    let source = Source::find(Some(&path)).unwrap();
+    let faults = match source.parse() {
+        Ok(config) => check::check(&config, &source),
+        Err(LoadError::Invalid { faults, .. }) => faults,
+        Err(error) => panic!("{error}"),
+    };
+    faults.iter().map(ToString::to_string).collect()
+}
+
+/// A file of the `config/` directory, which people copy from.
+fn example(name: &str) -> Config {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("config")
+        .join(name);
+    load(Some(&path)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn the_examples_load() {
+    for name in ["example.toml", "minimal.toml", "aks.toml"] {
+        Engine::compile(&example(name).policy)
+            .unwrap_or_else(|problems| panic!("{name}: {problems:?}"));
+    }
+    let minimal = example("minimal.toml");
+    assert_eq!(minimal.policy.default, Effect::Allow);
+    assert_eq!(minimal.policy.rules.len(), 1);
+    assert_eq!(example("aks.toml").policy.default, Effect::Deny);
+    assert_eq!(
+        Registry::docker_hub(),
+        example("example.toml").server.default_registry
+    );
+}
+
+/// What the example calls a default is one, and no key is missing from it.
+#[test]
+fn the_example_shows_the_defaults_and_every_key() {
+    let (example, default) = (example("example.toml"), Config::default());
+    assert_eq!(example.fill, default.fill);
+    assert_eq!(example.server.listen, default.server.listen);
+    assert_eq!(example.server.admin, default.server.admin);
+    assert_eq!(example.store.path, default.store.path);
+    assert_eq!(example.tags.fresh_for, default.tags.fresh_for);
+    assert_eq!(example.tags.stale_for, default.tags.stale_for);
+    assert_eq!(example.tags.missing_for, default.tags.missing_for);
+    assert_eq!(
+        format!("{:?}", example.limits),
+        format!("{:?}", default.limits)
+    );
+    // The message for an unknown key lists the known ones.
+    let text = include_str!("../../config/example.toml");
+    for section in [
+        "",
+        "[server]",
+        "[server.tls]",
+        "[store]",
+        "[tags]",
+        "[fill]",
+        "[limits]",
+        "[egress]",
+        "[upstreams.x]",
+        "[policy]",
+        "[[policy.rules]]",
+    ] {
+        let wrong = format!("{section}\nno_such_key = 1\n");
+        let error = toml::from_str::<Config>(&wrong)
+            .unwrap_err()
+            .message()
+            .to_owned();
+        let known = error.split("expected ").nth(1).unwrap();
+        let mut keys: Vec<_> = known.split('`').skip(1).step_by(2).collect();
+        keys.retain(|key| !["grants", "clients", "require", "min_age"].contains(key));
+        assert!(!keys.is_empty(), "{error}");
+        for key in keys {
+            let shown = [format!("\n{key} = "), format!("[{key}"), format!(".{key}]")];
+            assert!(
+                shown.iter().any(|shown| text.contains(shown)),
+                "{section} {key} is not in the example"
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_is_needed() {
+    assert_eq!(faults(""), [""; 0]);
+    assert!(
+        Source::find(Some(Path::new("/nowhere/x.toml")))
+            .unwrap_err()
+            .to_string()
+            .contains("/nowhere/x.toml")
+    );
+}
+
+#[test]
+fn a_fault_says_where_it_is() {
+    for (text, expected) in [
+        (
+            "[server]\nlistne = \"x\"",
+            "line 2, column 1: server.listne: unknown field `listne`",
+        ),
+        (
+            "[server]\n  listen = 5",
+            "line 2, column 12: server.listen: ",
+        ),
+        (
+            "[tags]\nfresh_for = \"soon\"",
+            "line 2, column 13: tags.fresh_for: ",
+        ),
+        (
+            "[nonsense]",
+            "line 1, column 2: nonsense: unknown field `nonsense`",
+        ),
+        ("not toml", "line 1, column "),
+        (
+            "[server.hosts]\n\"a.b\" = \"UP PER\"",
+            "line 2, column 9: server.hosts.a.b: a registry is a DNS name",
+        ),
+        (
+            "[warm]\nevery = \"6h\"",
+            "line 1, column 2: warm: `warm` is not supported in this version",
+        ),
+        (
+            "[store.shared]\nurl = \"az://x\"",
+            "store.shared: `shared` is not supported in this version",
+        ),
+        (
+            "[egress]\nproxy = \"http://p\"",
+            "line 2, column 1: egress.proxy: `proxy` is not supported",
+        ),
+        (
+            "[[policy.rules]]\nid = \"a\"\nimages = [\"**\"]\neffect = \"audit\"",
+            "line 4, column 10: policy.rules.0.effect: the effect \"audit\" is not supported",
+        ),
+        // Beyond what the types refuse.
+        (
+            "[[policy.rules]]\nid = \"a\"\nimages = [\"**\", \"[\"]\neffect = \"allow\"",
+            "line 3, column 17: policy.rules.0.images.1: \"[\": a pattern has",
+        ),
+        (
+            "[policy]\nrules = [{ id = \"\", images = [\"**\"], effect = \"deny\" }]",
+            "line 2, column 17: policy.rules.0.id: ",
+        ),
+        (
+            "[fill]\nconnections = 0",
+            "line 2, column 15: fill.connections: must be 1 to 64",
+        ),
+        (
+            "[fill]\nwindow = \"1KiB\"",
+            "line 2, column 10: fill.window: ",
+        ),
+        (
+            "[limits]\nanswer = \"0s\"",
+            "line 2, column 10: limits.answer: ",
+        ),
+        (
+            "[server]\nhttp2 = true",
+            "server: server.http2 is offered on TLS only",
+        ),
+        (
+            "[server.tls]\ncertificate = \"/nowhere/a\"\nkey = \"b\"",
+            "server.tls: /nowhere/a",
+        ),
+        (
+            "[upstreams.\"a.example\"]\nendpoints = [\"http://a.example\"]",
+            "[upstreams.\"a.example\"] endpoint",
+        ),
+    ] {
+        let faults = faults(text);
+        assert!(
+            faults.len() == 1 && faults[0].contains(expected),
+            "{text}\n{faults:#?}"
+        );
+    }
+}
+
+#[test]
+fn everything_is_said_at_once() {
+    let unread =
+        faults("[server]\nlistne = 1\n[fill]\nwindow = 8\n[tags]\nfresh_for = \"60s\"\n[stoer]\n");
+    let keys: Vec<_> = unread
+        .iter()
+        .map(|fault| fault.split(": ").nth(1).unwrap())
+        .collect();
+    assert_eq!(keys.len(), 3, "{unread:#?}");
+    for key in ["server.listne", "fill.window", "stoer"] {
+        assert!(keys.contains(&key), "{key}: {unread:#?}");
+    }
+    let wrong = faults(
+        "[fill]\nconnections = 0\n[limits]\nidle = \"0s\"\n[upstreams.\"a b\"]\n[[policy.rules]]\nid = \"a\"\nimages = []\neffect = \"allow\"",
+    );
+    assert_eq!(wrong.len(), 4, "{wrong:#?}");
+}
+
+#[test]
+fn a_secret_is_not_shown() {
+    for text in [
+        "[upstreams.\"docker.io\"]\nusername = \"u\"\npassword = \"hunter2",
+        "[upstreams.\"docker.io\"]\nusername = 5\npassword = \"hunter2\"",
+        "[upstreams.\"docker.io\"]\npassword = { text = \"hunter2\" }",
+        "[upstreams.\"docker.io\"]\npassword = [\"hunter2\"]",
+        "[upstreams.\"docker.io\"]\npassword = \"hunter2\" x",
+        "[upstreams.\"docker.io\"]\npassword = \"hunter2\"",
+    ] {
+        let faults = faults(text).join("\n");
+        assert!(
+            !faults.is_empty() && !faults.contains("hunter2"),
+            "{text}\n{faults}"
+        );
+    }
+}
