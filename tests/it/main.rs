@@ -1,0 +1,38 @@
+//! The whole product, driven over real sockets: one file for each behaviour.
+//!
+//! Every test starts the program itself ([`support::proxy`]) in front of a registry that does what
+//! the test tells it to ([`support::upstream`]), asks it like a client would
+//! ([`support::client`]), and judges by what came back, by what the upstream saw and by what is on
+//! disk. [`e2e`] does the same with the programs that users have.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "those rules are about the product"
+)]
+#![expect(
+    clippy::format_push_string,
+    reason = "that a text cannot be written to is no worry here"
+)]
+#![expect(unreachable_pub, reason = "the support is one toolbox")]
+
+mod support;
+
+mod cold_blob;
+mod commands;
+mod credentials;
+mod deploy;
+mod e2e;
+mod faults;
+mod integrity;
+mod links;
+mod manifests;
+mod policy;
+mod ranges;
+mod restart;
+mod routing;
+mod stopping;
+mod store;
+mod support_works;
+mod tags;
+mod tls;

@@ -1,0 +1,49 @@
+//! A private certificate authority and what it signs.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
+
+/// PEM files in a directory.
+#[derive(Debug)]
+pub struct Certificates {
+    /// The authority's own certificate.
+    pub authority: String,
+    pub authority_file: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Certificates {
+    /// A new authority, and a certificate of it for `127.0.0.1` and `localhost`.
+    pub fn create(directory: &Path) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let params = CertificateParams::new(names).unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+
+        // skopeo and podman want a directory in which the authority is alone.
+        std::fs::create_dir_all(directory.join("authority")).unwrap();
+        let write = |name: &str, text: &str| {
+            let path = directory.join(name);
+            // As a rotation does it: the file is whole or absent.
+            let temporary = path.with_extension("new");
+            std::fs::write(&temporary, text).unwrap();
+            std::fs::rename(&temporary, &path).unwrap();
+            path
+        };
+        Certificates {
+            authority: issuer.pem(),
+            authority_file: write("authority/ca.crt", &issuer.pem()),
+            key: write("tls.key", &key.serialize_pem()),
+            certificate: write("tls.crt", &certificate.pem()),
+        }
+    }
+}

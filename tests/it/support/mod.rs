@@ -1,0 +1,25 @@
+//! What the tests are made of.
+
+pub mod certificates;
+pub mod client;
+pub mod herd;
+pub mod image;
+pub mod listeners;
+pub mod network;
+pub mod programs;
+pub mod proxy;
+pub mod upstream;
+pub mod wire;
+
+use std::time::Duration;
+
+/// How long anything may take before it counts as never happening.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const KIB: usize = 1024;
+pub const MIB: usize = 1024 * KIB;
+
+/// Where the proxy has what the upstream has at `/v2/{rest}`.
+pub fn at(rest: &str) -> String {
+    format!("/v2/registry.example/{rest}")
+}

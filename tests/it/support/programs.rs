@@ -1,0 +1,312 @@
+//! The programs that users have, from Debian's packages: docker-registry as an upstream;
+//! containerd, skopeo and podman as clients. Each run has directories of its own, because all of
+//! them keep what they have once seen.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::PATIENCE;
+use super::image::Image;
+
+/// A Debian docker-registry on loopback with an empty store.
+#[derive(Debug)]
+pub struct Registry {
+    child: Child,
+    directory: TempDir,
+    pub address: SocketAddr,
+}
+
+/// A containerd of our own.
+#[derive(Debug)]
+pub struct Containerd {
+    child: Child,
+    directory: TempDir,
+}
+
+/// What a program did.
+#[derive(Debug)]
+pub struct Outcome {
+    pub status: ExitStatus,
+    pub stdout: String,
+    /// Everything it said, on both channels.
+    pub text: String,
+}
+
+/// A command that fails with the reason when the program is not there.
+pub fn program(name: &str) -> Command {
+    let found = [
+        "/usr/local/sbin",
+        "/usr/local/bin",
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+    ]
+    .iter()
+    .map(|directory| Path::new(directory).join(name))
+    .find(|path| path.exists());
+    let path = found.unwrap_or_else(|| {
+        panic!("{name} is not installed; `make test` installs it from Debian's packages")
+    });
+    Command::new(path)
+}
+
+/// Runs to the end; one that does not come is a failure.
+pub fn run(command: &mut Command) -> Outcome {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = read_all(child.stdout.take().unwrap());
+    let stderr = read_all(child.stderr.take().unwrap());
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            break None;
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+    let text = format!("{stdout}{stderr}");
+    let Some(status) = status else {
+        panic!("{command:?} does not end; it said: {text}")
+    };
+    Outcome {
+        status,
+        stdout,
+        text,
+    }
+}
+
+fn read_all(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    #[track_caller]
+    pub fn assert_success(self) -> Self {
+        assert!(self.status.success(), "{}: {}", self.status, self.text);
+        self
+    }
+
+    #[track_caller]
+    pub fn assert_failure(self) -> Self {
+        assert!(
+            !self.status.success(),
+            "it should have failed: {}",
+            self.text
+        );
+        self
+    }
+}
+
+// === impl Registry ===
+
+impl Registry {
+    pub fn start() -> Self {
+        let directory = TempDir::new().unwrap();
+        let config = directory.path().join("registry.yml");
+        let storage = directory.path().join("storage");
+        std::fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog: {{accesslog: {{disabled: true}}}}\n\
+                 storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
+                storage.display()
+            ),
+        )
+        .unwrap();
+        let mut child = program("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, receiver) = mpsc::channel();
+        // Read to the end, so that the pipe never fills.
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let rest = line.split("listening on ").nth(1);
+                let address = rest.and_then(|rest| rest.split(['"', ' ']).next());
+                if let Some(Ok(address)) = address.map(str::parse::<SocketAddr>) {
+                    let _ = sender.send(address);
+                }
+            }
+        });
+        let address = receiver
+            .recv_timeout(PATIENCE)
+            .expect("docker-registry did not start");
+        Registry {
+            child,
+            directory,
+            address,
+        }
+    }
+
+    pub fn push(&self, repository: &str, tag: &str, image: &Image) {
+        let layout = self
+            .directory
+            .path()
+            .join("layout")
+            .join(image.manifest.digest().hex());
+        image.write_layout(&layout, tag);
+        let from = format!("oci:{}:{tag}", layout.display());
+        let to = format!("docker://{}/{repository}:{tag}", self.address);
+        let options = [
+            "copy",
+            "-q",
+            "--preserve-digests",
+            "--dest-tls-verify=false",
+        ];
+        run(skopeo().args(options).args([from, to])).assert_success();
+    }
+
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+// === impl Containerd ===
+
+impl Containerd {
+    pub fn start() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "containerd runs only as root"
+        );
+        let directory = TempDir::new().unwrap();
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let config = format!(
+            "version = 2\nroot = \"{}\"\nstate = \"{}\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{}\"\n",
+            at("root"),
+            at("state"),
+            at("sock"),
+            at("ttrpc")
+        );
+        std::fs::write(directory.path().join("config.toml"), config).unwrap();
+        let log = std::fs::File::create(directory.path().join("log")).unwrap();
+        let mut child = program("containerd")
+            .args(["-c", &at("config.toml")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = run(program("ctr").args(["-a", &at("sock"), "version"]));
+            if answer.status.success() {
+                break;
+            }
+            let log = std::fs::read_to_string(directory.path().join("log")).unwrap();
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "containerd ended:\n{log}"
+            );
+            assert!(
+                Instant::now() < deadline,
+                "containerd does not answer:\n{log}"
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+        Containerd { child, directory }
+    }
+
+    /// `ctr images pull` as a node would: only what the certs.d tree says.
+    pub fn pull(&self, certs_d: &Path, image: &str) -> Outcome {
+        run(self
+            .ctr()
+            .args(["images", "pull", "--snapshotter", "native", "--hosts-dir"])
+            .arg(certs_d)
+            .arg(image))
+    }
+
+    /// The digest that the daemon has for an image, as `ctr images list` prints it.
+    pub fn digest_of(&self, image: &str) -> Option<String> {
+        let list = run(self
+            .ctr()
+            .args(["images", "list", &format!("name=={image}")]));
+        let list = list.assert_success().text;
+        list.split_whitespace()
+            .find(|word| word.starts_with("sha256:"))
+            .map(str::to_owned)
+    }
+
+    fn ctr(&self) -> Command {
+        let mut ctr = program("ctr");
+        ctr.arg("-a")
+            .arg(self.directory.path().join("sock"))
+            .args(["-n", "test"]);
+        ctr
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // SIGTERM, so that it unmounts what it mounted.
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::TERM,
+        );
+        let _ = self.child.wait();
+    }
+}
+
+// === skopeo and podman ===
+
+/// skopeo without the machine's signature policy and registries.
+pub fn skopeo() -> Command {
+    let mut skopeo = program("skopeo");
+    skopeo
+        .arg("--insecure-policy")
+        .env_remove("REGISTRY_AUTH_FILE");
+    skopeo
+}
+
+/// podman with storage of its own under `directory`.
+pub fn podman(directory: &Path) -> Command {
+    let mut podman = program("podman");
+    let at = |name: &str| -> PathBuf { directory.join(name) };
+    podman
+        .arg("--root")
+        .arg(at("podman"))
+        .arg("--runroot")
+        .arg(at("podman-run"));
+    podman.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]);
+    podman
+        .args(["--events-backend", "file"])
+        .env_remove("REGISTRY_AUTH_FILE");
+    podman
+}
