@@ -30,6 +30,9 @@ const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.list.v2+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
+/// How long a manifest waits until it is written: a burst of pulls comes first. It is in memory
+/// meanwhile; a kill costs one more request.
+const WRITE_BEHIND: Duration = Duration::from_millis(500);
 /// How long a client waits for an upstream to confirm a tag that could be served stale.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -355,6 +358,7 @@ impl Cache {
         if self.store.disk.stat(&digest).is_none() {
             let (cache, manifest) = (Arc::clone(self), Arc::clone(manifest));
             self.tracker.spawn(async move {
+                tokio::time::sleep(WRITE_BEHIND).await;
                 let kept = cache
                     .store
                     .disk

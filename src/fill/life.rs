@@ -30,7 +30,12 @@ pub(super) async fn supervise(fill: Arc<Fill>) {
         () = rest(&fill) => Ok(Outcome::Abandoned),
         () = stop.cancelled() => Ok(Outcome::Stopped),
     };
-    let spool = fill.state().spool.clone();
+    // A slide has given its spool up already.
+    let (spool, holds_some) = {
+        let state = fill.state();
+        let spool = state.spool.clone().filter(|_| state.slide.is_none());
+        (spool, !state.map.is_empty())
+    };
     match ended {
         Ok(Outcome::Done) => {
             fill.count(FillResult::Done);
@@ -54,11 +59,12 @@ pub(super) async fn supervise(fill: Arc<Fill>) {
             let corrupt = matches!(error, FillError::WrongBytes { .. });
             tracing::warn!(digest = %fill.digest, %error, "download failed");
             if let Some(spool) = spool {
+                // Digests that nobody has must not leave a file each.
                 let tidy = move || {
-                    if corrupt {
-                        spool.remove()
-                    } else {
+                    if holds_some && !corrupt {
                         spool.flush()
+                    } else {
+                        spool.remove()
                     }
                 };
                 log_error(&fill, "cannot tidy the spool", blocking(tidy).await);

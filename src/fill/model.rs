@@ -593,6 +593,30 @@ fn a_restart_fetches_only_what_is_missing() {
     run(&case);
 }
 
+/// What nobody has leaves no file behind, however often it is asked for.
+#[test]
+fn a_blob_that_is_nowhere_leaves_no_spool() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    runtime.unwrap().block_on(async {
+        let case = plain_case(1000, vec![Manner::Gone]);
+        let dir = tempfile::tempdir().unwrap();
+        let process = Process::start(dir.path(), &case);
+        let content = content(1000);
+        let source = Arc::new(Fake::new("source".into(), Manner::Gone, &content, &case));
+        let digest = Digest::sha256(&content);
+        let got = visit(&process, digest, source, &case.visits[0], 1000).await;
+        assert!(matches!(got, Got::Failed(FillError::Source(_))), "{got:?}");
+        let left: Vec<_> = std::fs::read_dir(dir.path().join("v1/spool"))
+            .unwrap()
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        process.end().await;
+    });
+}
+
 #[test]
 fn another_source_goes_on_where_one_is_gone() {
     let mut case = plain_case(1_000_000, vec![Manner::Gone, Manner::Honest]);

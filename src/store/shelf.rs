@@ -10,6 +10,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,10 @@ use super::layout::Layout;
 /// Cells that may wait for the writer. When there are more, a change waits in its cell for the
 /// next change of it.
 const MOST_DIRTY: usize = 16 * 1024;
+
+/// How long a change waits for others: what a burst of pulls changes becomes one write, and does
+/// not compete with the answers.
+const BURST: Duration = Duration::from_millis(500);
 
 /// What lies on a shelf.
 pub(super) trait Kept: Debug + Default + Send + 'static {
@@ -139,13 +144,13 @@ impl<V: Kept> Shelf<V> {
         .await;
     }
 
-    /// Writes changes as they come, until `token` is cancelled.
+    /// Writes changes as they come, a burst of them together, until `token` is cancelled.
     pub(super) async fn run(&self, token: CancellationToken) {
-        while token
-            .run_until_cancelled(self.inner.wake.notified())
-            .await
-            .is_some()
-        {
+        let burst = async || {
+            self.inner.wake.notified().await;
+            tokio::time::sleep(BURST).await;
+        };
+        while token.run_until_cancelled(burst()).await.is_some() {
             self.flush().await;
         }
     }
