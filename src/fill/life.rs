@@ -11,7 +11,7 @@ use super::map::Origin;
 use super::slide::Slide;
 use super::verify::{self, blocking};
 use super::{Fill, FillError, FillResult, FillState, LINGER};
-use crate::store::Verifier;
+use crate::store::{Spool, Verifier};
 
 /// How a fill ended.
 #[derive(Debug)]
@@ -42,14 +42,9 @@ pub(super) async fn supervise(fill: Arc<Fill>) {
             fill.leave_table();
         }
         Ok(outcome) => {
-            // What is here is kept for whoever comes next.
-            if let Some(spool) = spool {
-                log_error(
-                    &fill,
-                    "cannot write the journal",
-                    blocking(move || spool.flush()).await,
-                );
-            }
+            // What is here is kept for whoever comes next, who may be at work in it already.
+            let keep = holds_some || matches!(outcome, Outcome::Abandoned);
+            tidy(&fill, spool, keep).await;
             fill.count(FillResult::Abandoned);
             if let Outcome::Stopped = outcome {
                 fill.fail(FillError::Stopping);
@@ -58,17 +53,8 @@ pub(super) async fn supervise(fill: Arc<Fill>) {
         Err(error) => {
             let corrupt = matches!(error, FillError::WrongBytes { .. });
             tracing::warn!(digest = %fill.digest, %error, "download failed");
-            if let Some(spool) = spool {
-                // Digests that nobody has must not leave a file each.
-                let tidy = move || {
-                    if holds_some && !corrupt {
-                        spool.flush()
-                    } else {
-                        spool.remove()
-                    }
-                };
-                log_error(&fill, "cannot tidy the spool", blocking(tidy).await);
-            }
+            // Digests that nobody has must not leave a file each.
+            tidy(&fill, spool, holds_some && !corrupt).await;
             fill.count(if corrupt {
                 FillResult::Corrupt
             } else {
@@ -78,6 +64,14 @@ pub(super) async fn supervise(fill: Arc<Fill>) {
         }
     }
     fill.shared.metrics.fills_running.dec();
+}
+
+/// Brings the journal up to date, or takes the spool away.
+async fn tidy(fill: &Fill, spool: Option<Arc<Spool>>, keep: bool) {
+    if let Some(spool) = spool {
+        let work = move || if keep { spool.flush() } else { spool.remove() };
+        log_error(fill, "cannot tidy a spool", blocking(work).await);
+    }
 }
 
 /// Fetches, verifies and commits.
