@@ -299,9 +299,10 @@ fn judge(case: &Case, content: &[u8], results: &[(Visit, Got)], restarted: bool,
         }
     }
     if all_ranges && all_honest && !case.no_room {
-        // A stop may catch each fetcher with a chunk that it has not written yet.
+        // A stop may catch each fetcher with a chunk that is being written and one that has just
+        // come.
         let caught = if restarted {
-            (case.connections * case.chunk) as u64
+            (2 * case.connections * case.chunk) as u64
         } else {
             0
         };
