@@ -34,8 +34,7 @@ use url::Url;
 
 use crate::cache::Cache;
 use crate::oci::{HostMap, Registry};
-use crate::telemetry::Metrics;
-use crate::upstream::SecretSource;
+use crate::telemetry::{Metrics, SecretSource};
 use admin::Admin;
 use listen::Listener;
 use tls::Tls;

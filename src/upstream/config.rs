@@ -7,8 +7,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
-use super::credentials::{SecretSource, ShareWith};
+use super::credentials::ShareWith;
 use super::egress::HostPattern;
+use crate::telemetry::SecretSource;
 use crate::units;
 
 /// `[limits]`. Times bound requests to upstreams unless they say otherwise.

@@ -49,7 +49,7 @@ use retry::retrying;
 
 pub use blob::{BlobBody, BlobResponse};
 pub use config::{Config, Egress, Limits};
-pub use credentials::{SecretSource, ShareWith};
+pub use credentials::ShareWith;
 pub use egress::{HostPattern, InvalidHost};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use registries::{HostLists, Served, Upstreams};

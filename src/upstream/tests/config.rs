@@ -1,8 +1,9 @@
 //! Entries of `[upstreams]`: what they mean, what they may not say, and what they never show.
 
 use super::*;
+use crate::telemetry::SecretSource;
+use crate::upstream::HostPattern;
 use crate::upstream::known::{Known, REGISTRIES};
-use crate::upstream::{HostPattern, SecretSource};
 
 fn wrong(toml: &str) -> String {
     upstreams(toml, &Limits::default())
