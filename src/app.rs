@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::fill::Fills;
 use crate::policy::Engine;
 use crate::server::{Limits, Server};
-use crate::store::{Store, StoreError};
+use crate::store::{Shared, Store, StoreError, object};
 use crate::telemetry::Metrics;
-use crate::upstream::Upstreams;
+use crate::upstream::{Upstreams, store_client};
 
 /// How long fills and background work may take to put their things in order.
 const WIND_DOWN: Duration = Duration::from_secs(10);
@@ -50,9 +50,13 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
 
     let policy = Engine::compile(&config.policy)
         .map_err(|problems| AppError::Config(problems.iter().map(ToString::to_string).collect()))?;
+    let shared = match &config.store.shared {
+        Some(shared) => Some(connect(shared, &config).await?),
+        None => None,
+    };
     let (store, upstreams) = {
         let (config, metrics) = (config.clone(), Arc::clone(&metrics));
-        tokio::task::spawn_blocking(move || open(&config, &metrics))
+        tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
             .await
             .map_err(io::Error::other)??
     };
@@ -107,11 +111,27 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
     Ok(ended?)
 }
 
+/// The shared store, over an HTTP client of ours.
+async fn connect(shared: &object::Config, config: &Config) -> Result<Arc<Shared>, AppError> {
+    let (limits, egress) = (config.limits.clone(), config.egress.clone());
+    let client = tokio::task::spawn_blocking(move || store_client(&limits, &egress))
+        .await
+        .map_err(io::Error::other)?
+        .map_err(|message| AppError::Config(vec![message]))?;
+    let store = object::open(shared, client).await;
+    let store = store.map_err(|error| AppError::Config(vec![error.to_string()]))?;
+    Ok(Arc::new(store))
+}
+
 /// The parts that read files. Blocking.
-fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<(Arc<Store>, Upstreams), AppError> {
+fn open(
+    config: &Config,
+    shared: Option<Arc<Shared>>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Store>, Upstreams), AppError> {
     let upstreams = Upstreams::new(&config.upstreams, &config.limits, &config.egress, metrics)
         .map_err(AppError::Config)?;
-    let store = Store::open(&config.store, Arc::clone(metrics))?;
+    let store = Store::open(&config.store, shared, Arc::clone(metrics))?;
     Ok((store, upstreams))
 }
 

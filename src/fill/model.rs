@@ -76,8 +76,9 @@ impl Process {
         let config = store::Config {
             path: dir.to_owned(),
             max_size: case.no_room.then_some(case.size as u64 / 2),
+            ..store::Config::default()
         };
-        let store = Store::open(&config, Arc::clone(&metrics)).unwrap();
+        let store = Store::open(&config, None, Arc::clone(&metrics)).unwrap();
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let config = Config {

@@ -26,6 +26,7 @@ mod files;
 mod index;
 mod layout;
 pub mod links;
+pub mod object;
 mod open;
 mod shelf;
 pub mod spool;
@@ -46,6 +47,7 @@ use crate::telemetry::Metrics;
 
 pub use disk::Disk;
 pub use links::{Link, Links};
+pub use object::Shared;
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};
 
@@ -53,7 +55,7 @@ use files::Faults;
 use layout::Layout;
 
 /// `[store]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The directory that holds everything; made when it is missing.
@@ -62,14 +64,18 @@ pub struct Config {
     /// Above it the least recently used blobs go until 95 % of it are left.
     #[serde(deserialize_with = "some_size")]
     pub max_size: Option<u64>,
+    /// What replicas share; None: this one is alone.
+    pub shared: Option<object::Config>,
 }
 
-/// Everything that is kept on the local disk. One per process; see [`Store::open`].
+/// Everything that is kept. One per process; see [`Store::open`].
 #[derive(Debug)]
 pub struct Store {
     pub disk: Arc<Disk>,
     pub links: Links,
     pub tags: Tags,
+    /// What other replicas see too, where there are any.
+    pub shared: Option<Arc<Shared>>,
 }
 
 /// Bytes that lie in a file already: the currency of blob answers, which become writes to a socket
@@ -178,6 +184,7 @@ impl Default for Config {
         Config {
             path: PathBuf::from("./portcullis-data"),
             max_size: None,
+            shared: None,
         }
     }
 }
@@ -194,7 +201,11 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Locked`] when another process has it; `Io` when it cannot be read or made.
-    pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<Self>, StoreError> {
+    pub fn open(
+        config: &Config,
+        shared: Option<Arc<Shared>>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, StoreError> {
         let layout = Layout::new(&config.path);
         let faults = Arc::new(Faults::new(metrics));
         let disk = Disk::open(config, Arc::clone(&faults))?;
@@ -202,6 +213,7 @@ impl Store {
             disk,
             links: Links::new(layout.clone(), Arc::clone(&faults)),
             tags: Tags::new(layout, faults),
+            shared,
         }))
     }
 

@@ -74,8 +74,9 @@ pub(super) fn open(
     let config = Config {
         path: path.into(),
         max_size: Some(max_size),
+        ..Config::default()
     };
-    Store::open(&config, Arc::clone(metrics))
+    Store::open(&config, None, Arc::clone(metrics))
 }
 
 /// `docker.io/library/a`

@@ -39,6 +39,33 @@ pub(super) struct Factory<'a> {
     built: HashMap<(Vec<PathBuf>, Vec<IpNet>), Arc<Clients>>,
 }
 
+/// Where a private endpoint of an object store may be. Not the link-local networks: what answers
+/// there gives out identities, and is dialled by its address or not at all.
+const PRIVATE: [&str; 6] = [
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "fc00::/7",
+];
+
+/// The client for the shared store, private endpoints and identity services included. Blocking:
+/// reads certificates.
+///
+/// # Errors
+///
+/// Names the file of `egress.ca_files` that cannot be used.
+pub fn store_client(limits: &Limits, egress: &Egress) -> Result<Client, String> {
+    let private = PRIVATE.iter().filter_map(|network| network.parse().ok());
+    let config = Config {
+        allow_addresses: private.collect(),
+        ..Config::default()
+    };
+    let clients = Factory::new(limits, egress).clients(&config)?;
+    Ok(clients.blobs.clone())
+}
+
 // === impl Factory ===
 
 impl<'a> Factory<'a> {

@@ -52,6 +52,7 @@ pub use config::{Config, Egress, Limits};
 pub use credentials::ShareWith;
 pub use egress::{HostPattern, InvalidHost};
 pub use error::{UpstreamError, UpstreamErrorKind};
+pub use http::store_client;
 pub use registries::{HostLists, Served, Upstreams};
 pub use tags::TagList;
 

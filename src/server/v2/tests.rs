@@ -55,9 +55,9 @@ async fn start() -> Running {
     let path = dir.path().to_owned();
     let config = store::Config {
         path,
-        max_size: None,
+        ..store::Config::default()
     };
-    let store = Store::open(&config, Arc::clone(&metrics)).unwrap();
+    let store = Store::open(&config, None, Arc::clone(&metrics)).unwrap();
     cached(&store).await;
     let shutdown = CancellationToken::new();
     let cache = Cache::new(cache::Parts {

@@ -1,0 +1,195 @@
+//! `[store.shared]`: which object store replicas share, and how it is reached.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use url::Url;
+
+use crate::telemetry::SecretSource;
+use crate::units;
+
+/// `[store.shared]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub url: Location,
+    /// Who we are there. Nothing in the environment takes its place.
+    pub credential: Credential,
+    /// For `account-key` on S3: the name of the key.
+    pub key_id: Option<String>,
+    /// The account key, the SAS, the S3 secret key, or the JSON of a Google service account.
+    pub secret: Option<SecretSource>,
+    /// For emulators and odd clouds; with an account's path where the cloud wants it.
+    pub endpoint: Option<Url>,
+    /// S3 only; default `us-east-1`.
+    pub region: Option<String>,
+    #[serde(default)]
+    pub via: Via,
+    /// Clients in these networks get a signed URL instead of a stream.
+    #[serde(default)]
+    pub redirect: Vec<IpNet>,
+    pub peers: Option<Peers>,
+    /// What has not been used for this long is pruned once a day; None: only by command.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub prune_older_than: Option<Duration>,
+}
+
+/// `[store.shared.peers]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peers {
+    /// How other replicas reach this one.
+    pub advertise: Url,
+    /// Where replicas are: they are dialled and listened to only inside.
+    pub networks: Vec<IpNet>,
+    /// What replicas sign their requests to each other with.
+    pub secret: SecretSource,
+}
+
+/// `az://ACCOUNT/CONTAINER/PREFIX`, `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Location {
+    pub cloud: Cloud,
+    /// Azure's container, or a bucket.
+    pub container: String,
+    /// Without slashes at its ends; may be empty.
+    pub prefix: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cloud {
+    Azure { account: String },
+    S3,
+    Google,
+}
+
+/// Who we are at the shared store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Credential {
+    /// Azure: the federated token that AKS mounts. S3: the same by a web identity token.
+    WorkloadIdentity,
+    /// Of the machine that we run on: Azure's, or an S3 instance role, or Google's metadata server.
+    ManagedIdentity,
+    /// Azure: an account's key. S3: an access key. Google: a service account's key.
+    AccountKey,
+    /// Azure: a shared access signature for the container.
+    Sas,
+    /// Azurite's well-known account, or an S3 emulator that asks for nothing; makes its container.
+    Emulator,
+}
+
+/// The way out to the shared store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    #[default]
+    Direct,
+}
+
+/// Why a text is no [`Location`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no shared store: write az://ACCOUNT/CONTAINER/PREFIX, s3://BUCKET/PREFIX or \
+     gs://BUCKET/PREFIX"
+)]
+pub struct InvalidLocation(String);
+
+fn some_duration<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    units::duration(deserializer).map(Some)
+}
+
+// === impl Location ===
+
+impl FromStr for Location {
+    type Err = InvalidLocation;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLocation> {
+        let invalid = || InvalidLocation(text.to_owned());
+        let (scheme, rest) = text.split_once("://").ok_or_else(invalid)?;
+        let mut parts = rest.trim_end_matches('/').splitn(3, '/');
+        let mut part = || parts.next().unwrap_or_default().to_owned();
+        let (cloud, container) = match scheme {
+            "az" => (Cloud::Azure { account: part() }, part()),
+            "s3" => (Cloud::S3, part()),
+            "gs" => (Cloud::Google, part()),
+            _ => return Err(invalid()),
+        };
+        let rest: Vec<&str> = parts.collect();
+        let prefix = rest.join("/");
+        let plain = |text: &str| {
+            let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !text.is_empty() && !text.starts_with('.') && text.chars().all(known)
+        };
+        let account = match &cloud {
+            Cloud::Azure { account } => plain(account),
+            Cloud::S3 | Cloud::Google => true,
+        };
+        if !account || !plain(&container) || !(prefix.is_empty() || prefix.split('/').all(plain)) {
+            return Err(invalid());
+        }
+        Ok(Location {
+            cloud,
+            container,
+            prefix,
+        })
+    }
+}
+
+impl TryFrom<String> for Location {
+    type Error = InvalidLocation;
+
+    fn try_from(text: String) -> Result<Self, InvalidLocation> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.cloud {
+            Cloud::Azure { account } => write!(f, "az://{account}/{}", self.container)?,
+            Cloud::S3 => write!(f, "s3://{}", self.container)?,
+            Cloud::Google => write!(f, "gs://{}", self.container)?,
+        }
+        if self.prefix.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "/{}", self.prefix)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_has_a_cloud_a_container_and_perhaps_a_prefix() {
+        let azure: Location = "az://corp/images/team/a/".parse().unwrap();
+        let account = "corp".to_owned();
+        assert_eq!(azure.cloud, Cloud::Azure { account });
+        assert_eq!((&*azure.container, &*azure.prefix), ("images", "team/a"));
+        assert_eq!(azure.to_string(), "az://corp/images/team/a");
+        for text in ["s3://bucket", "gs://bucket/x"] {
+            assert_eq!(text.parse::<Location>().unwrap().to_string(), text);
+        }
+        for text in [
+            "az://corp",
+            "az:///images",
+            "ftp://x/y",
+            "s3://",
+            "s3://b/../c",
+            "s3://b//c",
+            "s3://b/%2e",
+            "bucket",
+        ] {
+            text.parse::<Location>().unwrap_err();
+        }
+    }
+}
