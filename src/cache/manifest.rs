@@ -10,7 +10,7 @@
 //! A manifest by digest needs the repository's link to it. Bytes without a link cost one HEAD;
 //! neither bytes nor link, one GET.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -52,6 +52,10 @@ pub(super) struct Fetched {
     /// The upstream only confirmed what we had.
     confirmed: bool,
 }
+
+/// Manifests that wait for the end of a burst.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten(Mutex<Vec<(Digest, Bytes)>>);
 
 /// One question about a tag. `types` are the client's own, where it cannot take what is current.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -355,18 +359,11 @@ impl Cache {
                 .add_led(repository, &Reference::Digest(digest), &children)
                 .await;
         }
-        if self.store.disk.stat(&digest).is_none() {
-            let (cache, manifest) = (Arc::clone(self), Arc::clone(manifest));
+        if self.store.disk.stat(&digest).is_none() && self.unwritten.push(manifest) {
+            let cache = Arc::clone(self);
             self.tracker.spawn(async move {
                 tokio::time::sleep(WRITE_BEHIND).await;
-                let kept = cache
-                    .store
-                    .disk
-                    .put(manifest.digest(), manifest.bytes().clone())
-                    .await;
-                if let Err(error) = kept {
-                    tracing::warn!(digest = %manifest.digest(), %error, "cannot keep a manifest");
-                }
+                cache.store.disk.put_all(cache.unwritten.take()).await;
             });
         }
     }
@@ -405,6 +402,21 @@ impl Cache {
                 Ok(None)
             }
         }
+    }
+}
+
+// === impl Unwritten ===
+
+impl Unwritten {
+    /// Whether it is the first, so that somebody has to come for them.
+    fn push(&self, manifest: &Manifest) -> bool {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push((*manifest.digest(), manifest.bytes().clone()));
+        waiting.len() == 1
+    }
+
+    fn take(&self) -> Vec<(Digest, Bytes)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -40,7 +40,7 @@ pub use error::CacheError;
 use flight::Flights;
 pub use listing::{ReferrersAnswer, TagsAnswer};
 pub use manifest::ManifestAnswer;
-use manifest::{Fetched, TagKey};
+use manifest::{Fetched, TagKey, Unwritten};
 use recent::Recent;
 
 /// Manifests in memory, in bytes.
@@ -79,6 +79,7 @@ pub struct Cache {
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
     manifests: Memory<Digest, Arc<Manifest>>,
+    unwritten: Unwritten,
     listings: Memory<listing::Key, listing::Listing>,
     recent: Recent,
     tag_flights: Flights<TagKey, Result<Fetched, CacheError>>,
@@ -163,6 +164,7 @@ impl Cache {
                 .weigher(move |_, listing: &listing::Listing| weight(listing.weight()))
                 .time_to_live(parts.config.stale_for.max(parts.config.fresh_for))
                 .build(),
+            unwritten: Unwritten::default(),
             recent: Recent::new(parts.config.missing_for),
             tag_flights: Flights::new(tracker),
             manifest_flights: Flights::new(tracker),
