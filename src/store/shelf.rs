@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::StoreError;
 use super::files::{Change, Faults, blocking, lock};
 use super::layout::Layout;
+use super::present::Present;
 
 /// Cells that may wait for the writer. When there are more, a change waits in its cell for the
 /// next change of it.
@@ -30,6 +32,9 @@ const BURST: Duration = Duration::from_millis(500);
 /// What lies on a shelf.
 pub(super) trait Kept: Debug + Default + Send + 'static {
     type Key: Clone + Debug + Eq + Hash + Send + Sync + 'static;
+
+    /// Where it is kept. Where none of these files is, there is nothing to load.
+    fn files(layout: &Layout, key: &Self::Key) -> Vec<PathBuf>;
 
     /// Reads what was kept; nothing, when there is nothing or it cannot be read. Blocks.
     fn load(layout: &Layout, key: &Self::Key, faults: &Faults) -> Self;
@@ -51,6 +56,7 @@ pub(super) struct Shelf<V: Kept> {
 struct Inner<V: Kept> {
     layout: Layout,
     faults: Arc<Faults>,
+    present: Arc<Present>,
     live: Mutex<Live<V>>,
     dirty: Mutex<Vec<Arc<Cell<V>>>>,
     wake: Notify,
@@ -77,7 +83,12 @@ pub(super) struct Cell<V: Kept> {
 
 impl<V: Kept> Shelf<V> {
     /// Keeps about `entries` entries in memory.
-    pub(super) fn new(layout: Layout, faults: Arc<Faults>, entries: u64) -> Self {
+    pub(super) fn new(
+        layout: Layout,
+        faults: Arc<Faults>,
+        present: Arc<Present>,
+        entries: u64,
+    ) -> Self {
         let cells = moka::future::Cache::builder()
             .max_capacity(entries)
             .weigher(|_, cell: &Arc<Cell<V>>| {
@@ -91,6 +102,7 @@ impl<V: Kept> Shelf<V> {
         let inner = Inner {
             layout,
             faults,
+            present,
             live: Mutex::new(Live {
                 cells: HashMap::new(),
                 prune_at: 1024,
@@ -164,12 +176,18 @@ impl<V: Kept> Inner<V> {
         if let Some(cell) = found {
             return cell;
         }
-        let (inner, owned) = (Arc::clone(&self), key.clone());
-        let loaded = blocking(move || Ok(V::load(&inner.layout, &owned, &inner.faults))).await;
+        let files = V::files(&self.layout, key);
+        let value = if files.iter().any(|file| self.present.may_have(file)) {
+            let (inner, owned) = (Arc::clone(&self), key.clone());
+            let loaded = blocking(move || Ok(V::load(&inner.layout, &owned, &inner.faults))).await;
+            // An error means that the process is ending.
+            loaded.unwrap_or_default()
+        } else {
+            V::default()
+        };
         let cell = Arc::new(Cell {
             key: key.clone(),
-            // An error means that the process is ending.
-            value: Mutex::new(loaded.unwrap_or_default()),
+            value: Mutex::new(value),
             dirty: AtomicBool::new(false),
         });
         lock(&self.live).insert(&cell);
@@ -202,6 +220,7 @@ impl<V: Kept> Inner<V> {
             cell.dirty.store(false, Ordering::Release);
             let changes = lock(&cell.value).take_changes(&self.layout, &cell.key);
             for change in changes {
+                self.present.add(change.path());
                 if let Err(error) = change.apply(&self.layout) {
                     self.faults.note(&error);
                 }

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::StoreError;
 use super::files::{Change, Faults, blocking, found, unix_now};
 use super::layout::Layout;
+use super::present::Present;
 use super::shelf::{Kept, Shelf};
 use crate::oci::{Digest, MediaType, Repository, Tag};
 
@@ -186,8 +188,8 @@ fn clamp(entries: &mut [TagEntry], mut latest: i64) {
 // === impl Tags ===
 
 impl Tags {
-    pub(super) fn new(layout: Layout, faults: Arc<Faults>) -> Self {
-        let shelf = Shelf::new(layout.clone(), Arc::clone(&faults), IN_MEMORY);
+    pub(super) fn new(layout: Layout, faults: Arc<Faults>, present: Arc<Present>) -> Self {
+        let shelf = Shelf::new(layout.clone(), Arc::clone(&faults), present, IN_MEMORY);
         Tags {
             layout,
             faults,
@@ -301,6 +303,10 @@ impl Slot {
 
 impl Kept for Slot {
     type Key = (Repository, Tag);
+
+    fn files(layout: &Layout, (repository, tag): &Self::Key) -> Vec<PathBuf> {
+        vec![layout.tag(repository, tag)]
+    }
 
     fn load(layout: &Layout, (repository, tag): &Self::Key, faults: &Faults) -> Self {
         let path = layout.tag(repository, tag);
