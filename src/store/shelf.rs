@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ struct Live<V: Kept> {
 pub(super) struct Cell<V: Kept> {
     key: V::Key,
     value: Mutex<V>,
+    /// What memory takes it for, in entries.
+    weighed: AtomicUsize,
     dirty: AtomicBool,
 }
 
@@ -91,13 +93,7 @@ impl<V: Kept> Shelf<V> {
     ) -> Self {
         let cells = moka::future::Cache::builder()
             .max_capacity(entries)
-            .weigher(|_, cell: &Arc<Cell<V>>| {
-                lock(&cell.value)
-                    .weight()
-                    .saturating_add(1)
-                    .try_into()
-                    .unwrap_or(u32::MAX)
-            })
+            .weigher(|_, cell: &Arc<Cell<V>>| cell.weigh())
             .build();
         let inner = Inner {
             layout,
@@ -131,8 +127,9 @@ impl<V: Kept> Shelf<V> {
         let changed = change(&mut lock(&cell.value));
         if changed {
             self.inner.save_soon(&cell);
-            // It may have grown: weigh it again.
-            self.cells.insert(key.clone(), cell).await;
+            if cell.has_outgrown() {
+                self.cells.insert(key.clone(), cell).await;
+            }
         }
     }
 
@@ -188,6 +185,7 @@ impl<V: Kept> Inner<V> {
         let cell = Arc::new(Cell {
             key: key.clone(),
             value: Mutex::new(value),
+            weighed: AtomicUsize::new(0),
             dirty: AtomicBool::new(false),
         });
         lock(&self.live).insert(&cell);
@@ -226,6 +224,23 @@ impl<V: Kept> Inner<V> {
                 }
             }
         }
+    }
+}
+
+// === impl Cell ===
+
+impl<V: Kept> Cell<V> {
+    fn weigh(&self) -> u32 {
+        let weight = lock(&self.value).weight();
+        self.weighed.store(weight, Ordering::Relaxed);
+        weight.saturating_add(1).try_into().unwrap_or(u32::MAX)
+    }
+
+    /// Whether it has to be weighed again. An eighth more is let pass: weighing changes the table of
+    /// all cells, and in a burst one repository grows with every answer.
+    fn has_outgrown(&self) -> bool {
+        let weighed = self.weighed.load(Ordering::Relaxed);
+        lock(&self.value).weight() > weighed + weighed / 8
     }
 }
 
