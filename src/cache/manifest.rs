@@ -10,7 +10,7 @@
 //! A manifest by digest needs the repository's link to it. Bytes without a link cost one HEAD;
 //! neither bytes nor link, one GET.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,9 +30,6 @@ const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.list.v2+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
-/// How long a manifest waits until it is written: a burst of pulls comes first. It is in memory
-/// meanwhile; a kill costs one more request.
-const WRITE_BEHIND: Duration = Duration::from_millis(500);
 /// How long a client waits for an upstream to confirm a tag that could be served stale.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -52,10 +49,6 @@ pub(super) struct Fetched {
     /// The upstream only confirmed what we had.
     confirmed: bool,
 }
-
-/// Manifests that wait for the end of a burst.
-#[derive(Debug, Default)]
-pub(super) struct Unwritten(Mutex<Vec<(Digest, Bytes)>>);
 
 /// One question about a tag. `types` are the client's own, where it cannot take what is current.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -362,8 +355,8 @@ impl Cache {
         if self.store.disk.stat(&digest).is_none() && self.unwritten.push(manifest) {
             let cache = Arc::clone(self);
             self.tracker.spawn(async move {
-                tokio::time::sleep(WRITE_BEHIND).await;
-                cache.store.disk.put_all(cache.unwritten.take()).await;
+                let manifests = cache.unwritten.take_after_burst().await;
+                cache.store.disk.put_all(manifests).await;
             });
         }
     }
@@ -402,21 +395,6 @@ impl Cache {
                 Ok(None)
             }
         }
-    }
-}
-
-// === impl Unwritten ===
-
-impl Unwritten {
-    /// Whether it is the first, so that somebody has to come for them.
-    fn push(&self, manifest: &Manifest) -> bool {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.push((*manifest.digest(), manifest.bytes().clone()));
-        waiting.len() == 1
-    }
-
-    fn take(&self) -> Vec<(Digest, Bytes)> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

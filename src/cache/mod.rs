@@ -7,7 +7,7 @@
 //! [`manifest`]: tags and how fresh they are, manifests by digest. [`blob`]: from the store, or
 //! through a fill. [`listing`]: tag lists and referrers. [`source`]: an upstream repository as a
 //! fill sees it. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
-//! said a moment ago.
+//! said a moment ago. [`unwritten`]: manifests on their way to the disk.
 
 mod access;
 mod blob;
@@ -17,6 +17,7 @@ mod listing;
 mod manifest;
 mod recent;
 mod source;
+mod unwritten;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,8 +41,9 @@ pub use error::CacheError;
 use flight::Flights;
 pub use listing::{ReferrersAnswer, TagsAnswer};
 pub use manifest::ManifestAnswer;
-use manifest::{Fetched, TagKey, Unwritten};
+use manifest::{Fetched, TagKey};
 use recent::Recent;
+use unwritten::Unwritten;
 
 /// Manifests in memory, in bytes.
 const MANIFEST_MEMORY: u64 = 64 * 1024 * 1024;

@@ -25,9 +25,11 @@ use super::present::Present;
 /// next change of it.
 const MOST_DIRTY: usize = 16 * 1024;
 
-/// How long a change waits for others: what a burst of pulls changes becomes one write, and does
-/// not compete with the answers.
-const BURST: Duration = Duration::from_millis(500);
+/// Changes are written when nothing else has changed for so long: what a burst of pulls changes
+/// does not compete with its answers.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How many pauses they wait for at most.
+const MOST_PAUSES: usize = 4;
 
 /// What lies on a shelf.
 pub(super) trait Kept: Debug + Default + Send + 'static {
@@ -157,7 +159,13 @@ impl<V: Kept> Shelf<V> {
     pub(super) async fn run(&self, token: CancellationToken) {
         let burst = async || {
             self.inner.wake.notified().await;
-            tokio::time::sleep(BURST).await;
+            for _ in 0..MOST_PAUSES {
+                let before = lock(&self.inner.dirty).len();
+                tokio::time::sleep(PAUSE).await;
+                if lock(&self.inner.dirty).len() == before {
+                    break;
+                }
+            }
         };
         while token.run_until_cancelled(burst()).await.is_some() {
             self.flush().await;
