@@ -27,6 +27,7 @@ mod faults;
 mod integrity;
 mod links;
 mod manifests;
+mod min_age;
 mod policy;
 mod ranges;
 mod restart;
