@@ -207,6 +207,29 @@ fn everything_is_said_at_once() {
 }
 
 #[test]
+fn what_changed_is_named_and_not_shown() {
+    let source = |text: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("portcullis.toml");
+        std::fs::write(&path, text).unwrap();
+        Source::find(Some(&path)).unwrap()
+    };
+    let one = source(
+        "[tags]\nfresh_for = \"1m\"\n[fill]\nwindow = \"8MiB\"\n[upstreams.\"a.example\"]\nusername = \"u\"\n\
+         password = \"hunter2\"\n[policy]\ndefault = \"deny\"",
+    );
+    let other = source(
+        "[tags]\nfresh_for = \"1m\"\nstale_for = \"1h\"\n[upstreams.\"a.example\"]\nusername = \"u\"\n\
+         password = \"hunter3\"\n[policy]\ndefault = \"allow\"",
+    );
+    assert_eq!(
+        one.differences(&other, "policy"),
+        ["fill", "tags.stale_for", "upstreams.a.example.password"]
+    );
+    assert_eq!(one.differences(&one, "policy"), [""; 0]);
+}
+
+#[test]
 fn a_secret_is_not_shown() {
     for text in [
         "[upstreams.\"docker.io\"]\nusername = \"u\"\npassword = \"hunter2",

@@ -30,6 +30,7 @@ mod manifests;
 mod min_age;
 mod policy;
 mod ranges;
+mod reload;
 mod restart;
 mod routing;
 mod stopping;
