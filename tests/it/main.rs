@@ -38,3 +38,4 @@ mod store;
 mod support_works;
 mod tags;
 mod tls;
+mod vectors;
