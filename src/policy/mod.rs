@@ -16,7 +16,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 
-use crate::oci::{Image, Reference, Repository};
+use crate::oci::{Image, Reference, Registry, Repository};
 
 mod client;
 mod decide;
@@ -155,6 +155,15 @@ impl Engine {
             .iter()
             .flat_map(|rule| rule.images.iter().chain(&rule.except));
         patterns.map(Pattern::registry)
+    }
+
+    /// The rules that rewrite, and the registry that each leads to.
+    pub fn rewrites(&self) -> impl Iterator<Item = (&str, Registry)> {
+        let rewriting = self
+            .rules
+            .iter()
+            .filter(|rule| rule.effect == Effect::Rewrite);
+        rewriting.filter_map(|rule| Some((&*rule.id, rule.instead.as_ref()?.registry()?)))
     }
 
     /// What rules refuse by tag. A tag is no lock: whoever asks for the digest behind it gets it,

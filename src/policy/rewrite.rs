@@ -6,7 +6,7 @@
 
 use super::pattern::{Cover, InvalidPattern, Names, Pattern};
 use super::{Effect, Engine, Problem, Target};
-use crate::oci::{Image, Reference};
+use crate::oci::{Image, Reference, Registry};
 
 /// How often one pull may be rewritten. More would only hide where an image comes from.
 pub(super) const MOST_REWRITES: usize = 2;
@@ -75,6 +75,16 @@ impl Instead {
                     repository: image.parse::<Image>().ok()?.repository,
                     reference: asked.clone(),
                 })
+            }
+        }
+    }
+
+    pub(super) fn registry(&self) -> Option<Registry> {
+        match self {
+            Instead::Image { image, .. } => Some(image.repository.registry.clone()),
+            Instead::Under(prefix) => {
+                let image: Image = format!("{prefix}x").parse().ok()?;
+                Some(image.repository.registry)
             }
         }
     }

@@ -1,9 +1,8 @@
 use std::sync::Arc;
 
-use proptest::prelude::*;
-use proptest::sample::select;
-
 use super::*;
+
+mod properties;
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -176,6 +175,12 @@ fn by_digest_rules_on_tags_do_not_decide() {
         (
             rule("deny", r#""quay.io/a""#, r#""quay.io/a:1""#),
             (Effect::Deny, false),
+        ),
+        // Both rules except some tags, and tag 1 passes both.
+        (
+            rule("deny", r#""quay.io/a""#, r#""quay.io/a:1""#)
+                + &rule("allow", r#""quay.io/**""#, r#""quay.io/a:2""#),
+            (Effect::Deny, true),
         ),
         // A surer refusal in front.
         (
@@ -802,149 +807,3 @@ fn long_refusals_keep_what_matters() {
 }
 
 const LONGEST: usize = refusal::LONGEST_MESSAGE;
-
-const PATTERNS: &[&str] = &[
-    "**",
-    "quay.io/**",
-    "quay.io/a",
-    "quay.io/a:1",
-    "quay.io/a:2",
-    "quay.io/*:1",
-    "**/b",
-    "ghcr.io/**",
-    "**:2",
-];
-
-fn rules() -> impl Strategy<Value = Vec<RuleConfig>> {
-    rules_of(|| select(PATTERNS).prop_map(str::to_owned))
-}
-
-fn rules_of<S>(pattern: impl Fn() -> S) -> impl Strategy<Value = Vec<RuleConfig>>
-where
-    S: Strategy<Value = String>,
-{
-    let rule = (
-        prop::collection::vec(pattern(), 1..3),
-        prop::collection::vec(pattern(), 0..2),
-        select(&[Effect::Allow, Effect::Deny]),
-    );
-    prop::collection::vec(rule, 0..5).prop_map(|rules| {
-        let rule = |(index, (images, except, effect))| RuleConfig {
-            id: format!("r{index}"),
-            images,
-            except,
-            effect,
-            reason: None,
-            instead: None,
-            contact: None,
-            clients: None,
-            require: None,
-            min_age: None,
-        };
-        rules.into_iter().enumerate().map(rule).collect()
-    })
-}
-
-/// A pattern with every kind of wildcard in every place, over few enough names to match often.
-fn any_pattern() -> impl Strategy<Value = String> {
-    let registry = select(&["a.io", "b.io", "*.io", "*", "a.*", "x.a.io", "*a.io"]);
-    let segment = || select(&["a", "b", "ab", "*", "a*", "*b", "**"]);
-    let path = prop::collection::vec(segment(), 1..4);
-    let version = select(&["", "", "", ":1", ":*", ":1*", "@*"]);
-    let named = (registry, path, version)
-        .prop_map(|(registry, path, version)| format!("{registry}/{}{version}", path.join("/")));
-    prop_oneof![
-        8 => named,
-        1 => select(&["**", "**:1", "**/a", "**/a/**", "**/*b:1"]).prop_map(str::to_owned),
-    ]
-}
-
-fn any_image() -> impl Strategy<Value = String> {
-    let registry = select(&["a.io", "b.io", "x.a.io", "c.com"]);
-    let path = prop::collection::vec(select(&["a", "b", "ab", "ba", "c"]), 1..4);
-    let version = select(&[":1", ":12", ":2", "?", "@"]);
-    (registry, path, version).prop_map(|(registry, path, version)| {
-        let version = if version == "@" {
-            format!("@{DIGEST}")
-        } else {
-            version.to_owned()
-        };
-        format!("{registry}/{}{version}", path.join("/"))
-    })
-}
-
-fn any_rules() -> impl Strategy<Value = Vec<RuleConfig>> {
-    rules_of(any_pattern)
-}
-
-proptest! {
-    /// Looking rules up is the same as reading them from top to bottom.
-    #[test]
-    fn the_index_hides_nothing(rules in any_rules(), images in prop::collection::vec(any_image(), 1..20), open: bool) {
-        let default = if open { Effect::Allow } else { Effect::Deny };
-        let config = Config { default, rules };
-        let indexed = Engine::compile(&config).unwrap();
-        let mut naive = Engine::compile(&config).unwrap();
-        naive.images = Index::flat(naive.rules.iter().map(|rule| rule.images.as_slice()));
-        naive.except = Index::flat(naive.rules.iter().map(|rule| rule.except.as_slice()));
-        for image in images {
-            let (one, other) = (evaluate(&indexed, &image), evaluate(&naive, &image));
-            prop_assert_eq!(format!("{one:?}"), format!("{other:?}"), "{}", image);
-        }
-    }
-
-    /// With a tag nothing is unsure, so a plain loop is the whole truth.
-    #[test]
-    fn the_first_match_wins(rules in rules(), repository in select(&["quay.io/a", "quay.io/b", "ghcr.io/b", "x.example/c"]), tag in select(&["1", "2", "3"])) {
-        let config = Config { default: Effect::Deny, rules };
-        let engine = Engine::compile(&config).unwrap();
-        let reference = tag.parse().unwrap();
-        let matches = |patterns: &[String]| patterns.iter().any(|pattern| {
-            Pattern::parse(pattern).unwrap().hit(repository, Some(&reference)) == Hit::Yes
-        });
-        let expected = config.rules.iter().find(|rule| matches(&rule.images) && !matches(&rule.except));
-        let decision = evaluate(&engine, &format!("{repository}:{tag}"));
-        prop_assert_eq!(decision.effect, expected.map_or(Effect::Deny, |rule| rule.effect));
-        prop_assert_eq!(decision.rule.as_deref(), expected.map(|rule| rule.id.as_str()));
-        prop_assert!(decision.if_led.is_empty());
-        let trail = engine.explain(&target(&format!("{repository}:{tag}")), &Client::default());
-        let decider = trail.iter().find(|step| step.decides).map(|step| &*step.rule);
-        prop_assert_eq!(decider, decision.rule.as_deref());
-    }
-
-    /// Whatever some tag may have, its digest can have: else the pull would die half-way.
-    #[test]
-    fn an_allowed_tag_leaves_its_digest_a_way(rules in rules(), repository in select(&["quay.io/a", "quay.io/b", "ghcr.io/b"]), open: bool) {
-        let default = if open { Effect::Allow } else { Effect::Deny };
-        let engine = Engine::compile(&Config { default, rules }).unwrap();
-        let allowed = ["1", "2", "3"]
-            .iter()
-            .any(|tag| evaluate(&engine, &format!("{repository}:{tag}")).effect == Effect::Allow);
-        let by_digest = evaluate(&engine, &format!("{repository}@{DIGEST}"));
-        if allowed {
-            prop_assert!(by_digest.effect == Effect::Allow || !by_digest.if_led.is_empty());
-            prop_assert_eq!(evaluate(&engine, &format!("{repository}?")).effect, Effect::Allow);
-        }
-    }
-
-    #[test]
-    fn without_rules_nothing_passes(repository in "[a-z]{1,6}\\.[a-z]{2,3}/[a-z0-9]{1,9}", tag in "[a-z0-9]{1,9}") {
-        let engine = engine("");
-        for image in [format!("{repository}:{tag}"), format!("{repository}?"), format!("{repository}@{DIGEST}")] {
-            prop_assert_eq!(evaluate(&engine, &image).effect, Effect::Deny);
-        }
-    }
-
-    /// Any reason that loads gives a line that can be a reason phrase.
-    #[test]
-    fn a_refusal_is_one_short_line(reason: String, contact: String, name in "[a-z]{1,230}", tag in "[a-z]{1,128}") {
-        let mut config = Config::default();
-        config.rules[0].reason = Some(reason);
-        config.rules[0].contact = Some(contact);
-        let Ok(engine) = Engine::compile(&config) else { return Ok(()) };
-        let message = &refusal(&engine, &format!("k8s.gcr.io/{name}:{tag}")).message;
-        prop_assert!(message.chars().count() <= LONGEST);
-        prop_assert!(!message.contains(char::is_control));
-        prop_assert!(message.starts_with("k8s.gcr.io/"));
-    }
-}

@@ -250,13 +250,13 @@ impl Proxy {
     }
 
     /// A sample of `/metrics` by name and labels; 0 while it is not there.
-    pub fn metric(&self, sample: &str) -> f64 {
+    pub fn metric(&self, sample: &str) -> i64 {
         let text = Client::new(self.admin).get("/metrics").assert(200).body;
         let text = String::from_utf8(text).unwrap();
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        line.map_or(0, |value| value.parse().unwrap())
     }
 
     // --- its life ---
