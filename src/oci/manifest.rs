@@ -116,6 +116,13 @@ impl MediaType {
         self.0.eq_ignore_ascii_case(name)
     }
 
+    /// Of a list of manifests, one for each platform.
+    #[must_use]
+    pub fn is_index(&self) -> bool {
+        self.is("application/vnd.oci.image.index.v1+json")
+            || self.is("application/vnd.docker.distribution.manifest.list.v2+json")
+    }
+
     /// The types whose documents we can read.
     fn is_manifest(&self) -> bool {
         [
