@@ -15,7 +15,8 @@ use tokio_util::task::TaskTracker;
 use crate::cache::{self, Cache};
 use crate::config::{Config, Source};
 use crate::fill::Fills;
-use crate::policy::Engine;
+use crate::policy;
+use crate::server::control::Control;
 use crate::server::{Limits, Server};
 use crate::store::{Shared, Store, StoreError, object};
 use crate::telemetry::Metrics;
@@ -40,80 +41,146 @@ pub enum AppError {
     Io(#[from] io::Error),
 }
 
+/// Everything but the listeners: what a server and a command without one have in common.
+#[derive(Debug)]
+pub struct Engine {
+    pub cache: Arc<Cache>,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    tracker: TaskTracker,
+    background: CancellationToken,
+    downloads: CancellationToken,
+}
+
 /// Serves until SIGTERM or SIGINT. `source` is what `config` was read from.
 ///
 /// # Errors
 /// Before it listens: whatever keeps it from starting. After: a store that cannot be closed.
 pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     raise_open_files();
-    let metrics = Arc::new(Metrics::default());
-    let tracker = TaskTracker::new();
-    let background = CancellationToken::new();
-    let downloads = CancellationToken::new();
-
-    let policy = Engine::compile(&config.policy)
-        .map_err(|problems| AppError::Config(problems.iter().map(ToString::to_string).collect()))?;
-    let shared = match &config.store.shared {
-        Some(shared) => Some(connect(shared, &config).await?),
-        None => None,
-    };
-    let (store, upstreams) = {
-        let (config, metrics) = (config.clone(), Arc::clone(&metrics));
-        tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
-            .await
-            .map_err(io::Error::other)??
-    };
-    tracker.spawn({
-        let (store, background) = (Arc::clone(&store), background.clone());
-        async move { store.run(background).await }
-    });
-    let fills = Fills::new(
-        config.fill.clone(),
-        Arc::clone(&store.disk),
-        Arc::clone(&metrics),
-        tracker.clone(),
-        downloads.clone(),
-    );
-    let cache = Cache::new(cache::Parts {
-        policy,
-        upstreams,
-        store: Arc::clone(&store),
-        fills,
-        config: config.tags.clone(),
-        offline: config.server.offline,
-        manifest_limit: config.limits.manifest_size,
-        metrics: Arc::clone(&metrics),
-        tracker: tracker.clone(),
-    })
-    .map_err(|error| AppError::Config(vec![format!("tags.immutable: {error}")]))?;
-
+    let engine = Engine::start(&config).await?;
     let (_ready, ready) = watch::channel(true);
     let limits = Limits {
         answer: config.limits.answer,
         connections: config.limits.connections,
         ..Limits::default()
     };
+    let (cache, metrics) = (Arc::clone(&engine.cache), Arc::clone(&engine.metrics));
     let reload = Reload::new(Arc::clone(&cache), Arc::clone(&metrics), source);
     let server = Server::bind(&config.server, limits, cache, metrics, ready)
         .await
         .map_err(AppError::Listen)?;
     let shutdown = CancellationToken::new();
-    tracker.spawn(stop_on_signal(shutdown.clone())?);
-    tracker.spawn(reload.watch(background.clone())?);
-    let ended = server.run(shutdown, &tracker).await;
-
-    downloads.cancel();
-    background.cancel();
-    tracker.close();
-    if tokio::time::timeout(WIND_DOWN, tracker.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(tasks = tracker.len(), "some work did not end in time");
+    let (signal, stop) = (signalled()?, shutdown.clone());
+    engine.tracker.spawn(async move {
+        stop.run_until_cancelled(signal).await;
+        stop.cancel();
+    });
+    engine
+        .tracker
+        .spawn(reload.watch(engine.background.clone())?);
+    if let Err(error) = engine.hear_operators(shutdown.clone()).await {
+        tracing::warn!(%error, "no control.sock: commands will not reach this server");
     }
-    store.close().await?;
+    let ended = server.run(shutdown, &engine.tracker).await;
+    engine.stop().await?;
     tracing::info!("stopped");
     Ok(ended?)
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Takes the store and puts the parts together. Call [`Engine::stop`] at the end.
+    ///
+    /// # Errors
+    /// Above all when another process has the store.
+    pub async fn start(config: &Config) -> Result<Self, AppError> {
+        let metrics = Arc::new(Metrics::default());
+        let tracker = TaskTracker::new();
+        let background = CancellationToken::new();
+        let downloads = CancellationToken::new();
+
+        let policy = Engine::policy(config)?;
+        let shared = match &config.store.shared {
+            Some(shared) => Some(connect(shared, config).await?),
+            None => None,
+        };
+        let (store, upstreams) = {
+            let (config, metrics) = (config.clone(), Arc::clone(&metrics));
+            tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
+                .await
+                .map_err(io::Error::other)??
+        };
+        tracker.spawn({
+            let (store, background) = (Arc::clone(&store), background.clone());
+            async move { store.run(background).await }
+        });
+        let fills = Fills::new(
+            config.fill.clone(),
+            Arc::clone(&store.disk),
+            Arc::clone(&metrics),
+            tracker.clone(),
+            downloads.clone(),
+        );
+        let cache = Cache::new(cache::Parts {
+            policy,
+            upstreams,
+            store: Arc::clone(&store),
+            fills,
+            config: config.tags.clone(),
+            offline: config.server.offline,
+            manifest_limit: config.limits.manifest_size,
+            metrics: Arc::clone(&metrics),
+            tracker: tracker.clone(),
+        })
+        .map_err(|error| AppError::Config(vec![format!("tags.immutable: {error}")]))?;
+        Ok(Engine {
+            cache,
+            store,
+            metrics,
+            tracker,
+            background,
+            downloads,
+        })
+    }
+
+    fn policy(config: &Config) -> Result<policy::Engine, AppError> {
+        let problems = |problems: Vec<policy::Problem>| {
+            AppError::Config(problems.iter().map(ToString::to_string).collect())
+        };
+        policy::Engine::compile(&config.policy).map_err(problems)
+    }
+
+    /// What answers operators; long work of theirs ends when `stop` is cancelled.
+    #[must_use]
+    pub fn control(&self, stop: CancellationToken) -> Control {
+        Control::new(Arc::clone(&self.cache), self.tracker.clone(), stop)
+    }
+
+    async fn hear_operators(&self, stop: CancellationToken) -> io::Result<()> {
+        let store = Arc::clone(&self.store);
+        let listener = tokio::task::spawn_blocking(move || store.listen()).await??;
+        self.tracker.spawn(self.control(stop).serve(listener)?);
+        Ok(())
+    }
+
+    /// Lets fills write their journals and closes the store in good order.
+    ///
+    /// # Errors
+    /// When the store cannot be closed; the next start then hashes what it finds.
+    pub async fn stop(self) -> Result<(), AppError> {
+        self.downloads.cancel();
+        self.background.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(WIND_DOWN, self.tracker.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(tasks = self.tracker.len(), "some work did not end in time");
+        }
+        Ok(self.store.close().await?)
+    }
 }
 
 /// The shared store, over an HTTP client of ours.
@@ -154,8 +221,11 @@ fn raise_open_files() {
     }
 }
 
-/// Cancels `shutdown` at the first SIGTERM or SIGINT.
-fn stop_on_signal(shutdown: CancellationToken) -> io::Result<impl Future<Output = ()>> {
+/// Ends at the first SIGTERM or SIGINT, which from now on end nothing else.
+///
+/// # Errors
+/// When the signals cannot be waited for.
+pub fn signalled() -> io::Result<impl Future<Output = ()> + Send> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -163,8 +233,6 @@ fn stop_on_signal(shutdown: CancellationToken) -> io::Result<impl Future<Output 
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = shutdown.cancelled() => {}
         }
-        shutdown.cancel();
     })
 }

@@ -4,16 +4,20 @@
 //! happens is always the same: [`access`] asks policy, before any look-up anywhere. What it lets
 //! through carries an `Access`, and nothing below can be reached without one.
 //!
-//! [`manifest`]: tags and how fresh they are, manifests by digest. [`blob`]: from the store, or
-//! through a fill. [`age`]: tags that must have pointed to something for a while. [`listing`]: tag lists and referrers. [`source`]: an upstream repository as a
-//! fill sees it. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
-//! said a moment ago. [`unwritten`]: manifests on their way to the disk.
+//! [`manifest`]: tags and how fresh they are, manifests by digest. [`age`]: tags that must have
+//! pointed to something for a while. [`blob`]: from the store, or through a fill. [`listing`]: tag
+//! lists and referrers. [`source`]: an upstream repository as a fill sees it. [`flight`]: one
+//! question at a time for each answer. [`recent`]: what upstreams said a moment ago.
+//! [`unwritten`]: manifests on their way to the disk. [`closure`]: an image made whole. [`keep`]:
+//! what operators do with it.
 
 mod access;
 mod age;
 mod blob;
+pub mod closure;
 pub mod error;
 mod flight;
+pub mod keep;
 mod listing;
 mod manifest;
 mod recent;

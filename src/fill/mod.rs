@@ -276,6 +276,12 @@ impl Fills {
         }
     }
 
+    /// Whether a download of it runs, or is just being made a blob.
+    #[must_use]
+    pub fn is_running(&self, digest: &Digest) -> bool {
+        self.shared.table().running.contains_key(digest)
+    }
+
     /// The size of a blob that is being filled, if an upstream has told it.
     #[must_use]
     pub fn size(&self, digest: &Digest) -> Option<u64> {

@@ -2,7 +2,8 @@
 //!
 //! `listen` accepts and limits connections, `v2` turns a request into a call of the cache,
 //! `respond` and `error` turn what comes back into an answer, and `body` with `sendfile` brings a
-//! blob's bytes to the socket. `admin` is the other address, for operators.
+//! blob's bytes to the socket. `admin` is the other address, for operators; `control` is the
+//! socket in the store that their commands use.
 
 mod access;
 mod admin;
@@ -10,6 +11,7 @@ mod body;
 #[cfg(test)]
 mod client;
 mod connection;
+pub mod control;
 mod error;
 mod listen;
 mod pulse;

@@ -25,6 +25,7 @@ mod deploy;
 mod e2e;
 mod faults;
 mod integrity;
+mod keeping;
 mod links;
 mod manifests;
 mod min_age;
