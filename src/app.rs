@@ -67,6 +67,7 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
     let fills = Fills::new(
         config.fill.clone(),
         Arc::clone(&store.disk),
+        None,
         Arc::clone(&metrics),
         tracker.clone(),
         downloads.clone(),

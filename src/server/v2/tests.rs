@@ -72,6 +72,7 @@ async fn start() -> Running {
         fills: Fills::new(
             fill::Config::default(),
             Arc::clone(&store.disk),
+            None,
             Arc::clone(&metrics),
             tracker.clone(),
             shutdown.clone(),
