@@ -20,6 +20,7 @@
 )]
 
 mod check;
+pub mod claims;
 pub mod disk;
 mod evict;
 mod files;
@@ -45,9 +46,10 @@ use tokio_util::sync::CancellationToken;
 use crate::oci::Digest;
 use crate::telemetry::Metrics;
 
+pub use claims::{Claim, Claims};
 pub use disk::Disk;
 pub use links::{Link, Links};
-pub use object::Shared;
+pub use object::{Shared, SharedError};
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};
 
