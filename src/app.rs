@@ -11,15 +11,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, Cache, Fleet, Nearby};
 use crate::config::Config;
-use crate::fill::Fills;
+use crate::fill::{Fills, Near};
 use crate::policy::Engine;
 use crate::server::{Limits, Server};
-use crate::store::{Shared, Store, StoreError, object};
+use crate::store::{Claims, Shared, Store, StoreError, object};
 use crate::telemetry::Metrics;
-use crate::upstream::{Upstreams, store_client};
+use crate::upstream::{PeerKey, Peers, Upstreams, store_client};
 
 /// How long fills and background work may take to put their things in order.
 const WIND_DOWN: Duration = Duration::from_secs(10);
@@ -54,7 +55,7 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
         Some(shared) => Some(connect(shared, &config).await?),
         None => None,
     };
-    let (store, upstreams) = {
+    let (store, upstreams, peers) = {
         let (config, metrics) = (config.clone(), Arc::clone(&metrics));
         tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
             .await
@@ -64,10 +65,26 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
         let (store, background) = (Arc::clone(&store), background.clone());
         async move { store.run(background).await }
     });
+    let near = store.shared.clone().map(|shared| {
+        let fleet = peers.as_ref().map(|peers| {
+            let address = Some(peers.advertise.clone());
+            let claims = Claims::new(
+                Arc::clone(&shared),
+                address,
+                Arc::clone(&metrics),
+                tracker.clone(),
+            );
+            let (sweeper, background) = (Arc::clone(&claims), background.clone());
+            tracker.spawn(async move { sweeper.run(background).await });
+            let peers = Arc::clone(&peers.peers);
+            Fleet { claims, peers }
+        });
+        Arc::new(Nearby::new(shared, fleet, &metrics, &tracker)) as Arc<dyn Near>
+    });
     let fills = Fills::new(
         config.fill.clone(),
         Arc::clone(&store.disk),
-        None,
+        near,
         Arc::clone(&metrics),
         tracker.clone(),
         downloads.clone(),
@@ -91,7 +108,8 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
         connections: config.limits.connections,
         ..Limits::default()
     };
-    let server = Server::bind(&config.server, limits, cache, metrics, ready)
+    let key = peers.map(|peers| peers.key);
+    let server = Server::bind(&config.server, limits, cache, key, metrics, ready)
         .await
         .map_err(AppError::Listen)?;
     let shutdown = CancellationToken::new();
@@ -129,11 +147,46 @@ fn open(
     config: &Config,
     shared: Option<Arc<Shared>>,
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<Store>, Upstreams), AppError> {
+) -> Result<(Arc<Store>, Upstreams, Option<Replicas>), AppError> {
     let upstreams = Upstreams::new(&config.upstreams, &config.limits, &config.egress, metrics)
         .map_err(AppError::Config)?;
+    let peers = config
+        .store
+        .shared
+        .as_ref()
+        .and_then(|shared| shared.peers.as_ref());
+    let replicas = peers.map(|peers| Replicas::new(peers, config, metrics));
+    let replicas = replicas
+        .transpose()
+        .map_err(|message| AppError::Config(vec![message]))?;
     let store = Store::open(&config.store, shared, Arc::clone(metrics))?;
-    Ok((store, upstreams))
+    Ok((store, upstreams, replicas))
+}
+
+/// The other replicas: how they reach us, and we them.
+struct Replicas {
+    advertise: Url,
+    key: PeerKey,
+    peers: Arc<Peers>,
+}
+
+impl Replicas {
+    /// Blocking: reads the secret and certificates.
+    fn new(peers: &object::Peers, config: &Config, metrics: &Metrics) -> Result<Self, String> {
+        let secret = peers.secret.read();
+        let secret = secret.map_err(|error| format!("store.shared.peers.secret: {error}"))?;
+        let key = PeerKey::new(&secret, peers.networks.clone());
+        Ok(Replicas {
+            advertise: peers.advertise.clone(),
+            peers: Arc::new(Peers::new(
+                key.clone(),
+                &config.limits,
+                &config.egress,
+                metrics,
+            )?),
+            key,
+        })
+    }
 }
 
 /// Connections, blobs and spools each take a file; the usual soft limit of 1024 is from another

@@ -112,27 +112,24 @@ fn look(near: &Arc<dyn Near>, fill: &Fill) -> Step {
 impl Fill {
     /// Goes where `nearest` says.
     fn steer(&self, nearest: Nearest) {
-        let name = nearest
-            .source
-            .as_ref()
-            .map(|source| source.name().to_owned());
-        let turned = {
+        let source = nearest.source.as_ref();
+        let name = source
+            .map_or("the upstream", |source| source.name())
+            .to_owned();
+        let (before, first, turned) = {
             let mut state = self.state();
-            // What was held until now ends only after what replaces it has begun.
             let before = std::mem::replace(&mut state.vigil, nearest.vigil);
-            let course = match &nearest.source {
-                Some(source) => state.add_near(source),
-                None => Course::Sources,
-            };
-            let turned = state.set_course(course);
-            drop(state);
-            drop(before);
-            turned
+            let course = source.map_or(Course::Sources, |source| state.add_near(source));
+            let first = state.map.is_empty();
+            (before, first, state.set_course(course))
         };
-        if turned {
-            let source = name.as_deref().unwrap_or("the upstream");
-            tracing::debug!(digest = %self.digest, source, "fetching from");
+        if turned && first {
+            tracing::debug!(digest = %self.digest, source = name, "fetching from");
+        } else if turned {
+            tracing::info!(digest = %self.digest, source = name, "fetching the rest from");
         }
+        // What was held until now ends only after what replaces it has begun.
+        drop(before);
         self.changed();
     }
 

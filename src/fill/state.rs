@@ -208,11 +208,11 @@ impl State {
         at
     }
 
-    /// The way to a near source; one that has failed is no way.
+    /// The way to a near source; about one that has failed the answer came too late.
     pub(super) fn add_near(&mut self, source: &Arc<dyn Source>) -> Course {
         let at = self.place(source, true);
         if self.sources[at].broken {
-            Course::Sources
+            Course::Undecided
         } else {
             Course::Near(at)
         }

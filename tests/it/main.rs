@@ -29,6 +29,7 @@ mod links;
 mod manifests;
 mod policy;
 mod ranges;
+mod replicas;
 mod restart;
 mod routing;
 mod stopping;
