@@ -14,13 +14,16 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::cache::{self, Cache, Fleet, Nearby};
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::fill::{Fills, Near};
 use crate::policy::Engine;
 use crate::server::{Limits, Server};
 use crate::store::{Claims, Shared, Store, StoreError, object};
 use crate::telemetry::Metrics;
 use crate::upstream::{PeerKey, Peers, Upstreams, store_client};
+use reload::Reload;
+
+mod reload;
 
 /// How long fills and background work may take to put their things in order.
 const WIND_DOWN: Duration = Duration::from_secs(10);
@@ -38,11 +41,11 @@ pub enum AppError {
     Io(#[from] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. `source` is what `config` was read from.
 ///
 /// # Errors
 /// Before it listens: whatever keeps it from starting. After: a store that cannot be closed.
-pub async fn serve(config: Config) -> Result<(), AppError> {
+pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     raise_open_files();
     let metrics = Arc::new(Metrics::default());
     let tracker = TaskTracker::new();
@@ -108,12 +111,14 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
         connections: config.limits.connections,
         ..Limits::default()
     };
+    let reload = Reload::new(Arc::clone(&cache), Arc::clone(&metrics), source);
     let key = peers.map(|peers| peers.key);
     let server = Server::bind(&config.server, limits, cache, key, metrics, ready)
         .await
         .map_err(AppError::Listen)?;
     let shutdown = CancellationToken::new();
     tracker.spawn(stop_on_signal(shutdown.clone())?);
+    tracker.spawn(reload.watch(background.clone())?);
     let ended = server.run(shutdown, &tracker).await;
 
     downloads.cancel();

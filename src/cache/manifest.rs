@@ -19,7 +19,7 @@ use super::access::Access;
 use super::error::Kind;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, Tag};
-use crate::policy::Hit;
+use crate::policy::{Hit, Refusal};
 use crate::store::{TagEntry, Variant};
 use crate::upstream::{FetchedManifest, Upstream, UpstreamError, UpstreamErrorKind};
 
@@ -30,9 +30,6 @@ const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.list.v2+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
-/// How long a manifest waits until it is written: a burst of pulls comes first. It is in memory
-/// meanwhile; a kill costs one more request.
-const WRITE_BEHIND: Duration = Duration::from_millis(500);
 /// How long a client waits for an upstream to confirm a tag that could be served stale.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -42,6 +39,8 @@ pub struct ManifestAnswer {
     pub outcome: Outcome,
     /// Texts of the upstream's `Warning: 299` headers.
     pub warnings: Arc<[String]>,
+    /// What policy has to say about it, though it is served.
+    pub audit: Option<Arc<Refusal>>,
 }
 
 /// What a request to an upstream came back with, shared by all who waited.
@@ -61,8 +60,8 @@ pub(super) struct TagKey {
     types: Option<Vec<String>>,
 }
 
-/// What a client can take, from all its `Accept` lines.
-struct Accept<'a>(Vec<&'a str>);
+/// What a client can take: all its `Accept` lines.
+pub(super) struct Accept<'a>(&'a [&'a str]);
 
 // === impl Cache: by tag ===
 
@@ -73,17 +72,17 @@ impl Cache {
         tag: &Tag,
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
-        let accept = Accept::parse(accept);
-        let answer = self.current(access, tag, &accept, Variant::Any).await?;
+        let accept = Accept(accept);
+        let answer = self.settled(access, tag, &accept, Variant::Any).await?;
         if accept.takes(answer.manifest.media_type()) {
             return Ok(answer);
         }
         // Old clients that know images but no indexes get what the upstream makes of that.
-        self.current(access, tag, &accept, Variant::Image).await
+        self.settled(access, tag, &accept, Variant::Image).await
     }
 
     /// What the tag points to, as fresh as the configuration wants it.
-    async fn current(
+    pub(super) async fn current(
         self: &Arc<Self>,
         access: &Access,
         tag: &Tag,
@@ -175,7 +174,7 @@ impl Cache {
             Some(types) => (Variant::Image, types.clone()),
             None => (Variant::Any, with_all_types(extra)),
         };
-        if let Some(entry) = known
+        if let Some(entry) = &known
             && let Some(manifest) = self.load(&entry.digest, &entry.media_type).await?
         {
             match upstream
@@ -209,6 +208,11 @@ impl Cache {
             fetched.map_err(|error| self.manifest_failed(repository, &reference, error))?;
         let fetched = parse(fetched, Algorithm::Sha256)?;
         let manifest = &fetched.manifest;
+        if let Some(known) = known.filter(|known| known.digest != *manifest.digest()) {
+            let (from, to) = (known.digest, manifest.digest());
+            tracing::info!(%repository, %tag, %from, %to, "tag moved");
+            self.metrics.tag_moves.inc();
+        }
         self.keep(repository, &reference, manifest).await;
         let size = manifest.bytes().len() as u64;
         let entry = TagEntry::new(
@@ -276,7 +280,7 @@ impl Cache {
         let flight = self.manifest_flights.join(&flight_key, || {
             let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));
             let (repository, digest) = flight_key.clone();
-            let accept = with_all_types(&Accept::parse(accept).types());
+            let accept = with_all_types(&Accept(accept).types());
             async move {
                 cache
                     .fetch_by_digest(&upstream, &repository, &digest, &accept)
@@ -355,18 +359,11 @@ impl Cache {
                 .add_led(repository, &Reference::Digest(digest), &children)
                 .await;
         }
-        if self.store.disk.stat(&digest).is_none() {
-            let (cache, manifest) = (Arc::clone(self), Arc::clone(manifest));
+        if self.store.disk.stat(&digest).is_none() && self.unwritten.push(manifest) {
+            let cache = Arc::clone(self);
             self.tracker.spawn(async move {
-                tokio::time::sleep(WRITE_BEHIND).await;
-                let kept = cache
-                    .store
-                    .disk
-                    .put(manifest.digest(), manifest.bytes().clone())
-                    .await;
-                if let Err(error) = kept {
-                    tracing::warn!(digest = %manifest.digest(), %error, "cannot keep a manifest");
-                }
+                let manifests = cache.unwritten.take_after_burst().await;
+                cache.store.disk.put_all(manifests).await;
             });
         }
     }
@@ -416,6 +413,7 @@ impl ManifestAnswer {
             manifest,
             outcome,
             warnings: Arc::default(),
+            audit: None,
         }
     }
 }
@@ -423,18 +421,19 @@ impl ManifestAnswer {
 // === impl Accept ===
 
 impl<'a> Accept<'a> {
-    fn parse(lines: &[&'a str]) -> Self {
-        let ranges = lines.iter().flat_map(|line| line.split(','));
+    /// What its lines name, without parameters.
+    fn ranges(&self) -> impl Iterator<Item = &'a str> {
+        let ranges = self.0.iter().flat_map(|line| line.split(','));
         let types = ranges
             .filter_map(|range| range.split(';').next())
             .map(str::trim);
-        Accept(types.filter(|media_type| !media_type.is_empty()).collect())
+        types.filter(|media_type| !media_type.is_empty())
     }
 
     fn takes(&self, media_type: &MediaType) -> bool {
-        self.0.is_empty()
-            || self.0.iter().any(|range| {
-                matches!(*range, "*/*" | "application/*")
+        self.ranges().next().is_none()
+            || self.ranges().any(|range| {
+                matches!(range, "*/*" | "application/*")
                     || range.eq_ignore_ascii_case(media_type.as_str())
             })
     }
@@ -442,8 +441,8 @@ impl<'a> Accept<'a> {
     /// The types it names, without wild cards, in order: a key for those who ask alike. Bounded,
     /// and only proper types, because they become a header of our own request.
     fn types(&self) -> Vec<String> {
-        let named = self.0.iter().filter(|range| !range.contains('*'));
-        let types = named.filter_map(|range| MediaType::parse(range));
+        let named = self.ranges().filter(|range| !range.contains('*'));
+        let types = named.filter_map(MediaType::parse);
         let mut types: Vec<String> = types
             .map(|parsed| parsed.as_str().to_owned())
             .take(16)
@@ -470,6 +469,7 @@ fn settle(
         manifest: fetched.manifest,
         outcome,
         warnings: fetched.warnings,
+        audit: None,
     })
 }
 

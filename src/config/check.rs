@@ -71,6 +71,23 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
             wrong(key, "must be more than nothing".to_owned());
         }
     }
+    let certificates = config.server.tls.as_ref();
+    if certificates.is_none_or(|tls| tls.client_ca.is_none()) {
+        for (number, rule) in config.policy.rules.iter().enumerate() {
+            if rule
+                .clients
+                .iter()
+                .flatten()
+                .any(|client| client.starts_with("mtls:"))
+            {
+                let message = "no client has a certificate here: say server.tls.client_ca too";
+                wrong(
+                    &format!("policy.rules.{number}.clients"),
+                    message.to_owned(),
+                );
+            }
+        }
+    }
     problems.extend(Engine::compile(&config.policy).err().into_iter().flatten());
     let mut faults: Vec<_> = problems
         .into_iter()

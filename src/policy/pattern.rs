@@ -20,7 +20,41 @@ pub struct Pattern {
     registry: RegistryPart,
     /// Over `registry/repository`.
     name: Glob,
+    /// Segments in front of what a replacement keeps of a name.
+    replaced: usize,
     version: Version,
+}
+
+/// Some names, where not each of them is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    One(String),
+    /// Everything that starts so, down to the slash.
+    Under(String),
+}
+
+/// How many of some names are matched.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cover<'a> {
+    None,
+    /// Some, or some of their versions, or it cannot be told.
+    Some,
+    /// Surely all of them, in every version.
+    All(&'a Pattern),
+}
+
+/// Where to look for a pattern, given a name: one that is nowhere there cannot match it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key<'a> {
+    /// Under the whole name.
+    Name(&'a str),
+    /// Under the segments that it starts with, down to their slash.
+    Start(&'a str),
+    /// Under its last segment.
+    End(&'a str),
+    /// Under the end of its registry, from a dot on.
+    Domain(&'a str),
+    Anywhere,
 }
 
 /// Which registries a pattern can match.
@@ -52,7 +86,8 @@ enum Glob {
     Exact(String),
     /// Everything that starts so, down to the slash.
     Under(String),
-    Like(GlobMatcher),
+    /// The text is the glob's own.
+    Like(String, GlobMatcher),
 }
 
 #[derive(Clone, Debug)]
@@ -97,10 +132,15 @@ impl Pattern {
             (None, Some(tag)) => Version::Tag(tag_glob(text, tag)?),
             (None, None) => Version::Any,
         };
+        let replaced = match name.strip_suffix("**") {
+            Some(start) => start.matches('/').count(),
+            None => 1,
+        };
         Ok(Pattern {
             text: text.to_owned(),
             registry,
             name: Glob::new(text, &name)?,
+            replaced,
             version,
         })
     }
@@ -136,14 +176,49 @@ impl Pattern {
         }
     }
 
-    /// What of `name` the pattern's final `**` stands for; the repository when it has none.
+    /// What of a name that matches is kept when the rest is replaced: what the final `**` stands
+    /// for; without one the repository.
     #[must_use]
     pub fn remainder<'a>(&self, name: &'a str) -> &'a str {
-        let named = match self.text.strip_suffix("**") {
-            Some(prefix) => prefix.matches('/').count(),
-            None => 1,
+        name.splitn(self.replaced + 1, '/').last().unwrap_or(name)
+    }
+
+    /// Whether it is about some tags or digests only.
+    pub(super) fn has_version(&self) -> bool {
+        !matches!(self.version, Version::Any)
+    }
+
+    /// The one name that it matches, if it is one.
+    pub(super) fn exact(&self) -> Option<&str> {
+        match &self.name {
+            Glob::Exact(name) => Some(name),
+            Glob::Any | Glob::Under(_) | Glob::Like(..) => None,
+        }
+    }
+
+    pub(super) fn covers(&self, names: &Names) -> Cover<'_> {
+        let all = match names {
+            Names::One(name) => Some(self.name.matches(name)),
+            Names::Under(start) => self.name.matches_under(start),
         };
-        name.splitn(named + 1, '/').last().unwrap_or(name)
+        match all {
+            Some(false) => Cover::None,
+            Some(true) if !self.has_version() => Cover::All(self),
+            _ => Cover::Some,
+        }
+    }
+
+    pub(super) fn key(&self) -> Key<'_> {
+        self.name.key()
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Names::One(name) => f.write_str(name),
+            Names::Under(start) => write!(f, "{start}**"),
+        }
     }
 }
 
@@ -223,11 +298,8 @@ impl Glob {
             Some(prefix) if !prefix.contains('*') => Glob::Under(format!("{prefix}/")),
             _ => {
                 let compiled = GlobBuilder::new(glob).literal_separator(true).build();
-                Glob::Like(
-                    compiled
-                        .map_err(|error| invalid(text, &error.to_string()))?
-                        .compile_matcher(),
-                )
+                let compiled = compiled.map_err(|error| invalid(text, &error.to_string()))?;
+                Glob::Like(glob.to_owned(), compiled.compile_matcher())
             }
         })
     }
@@ -237,7 +309,53 @@ impl Glob {
             Glob::Any => true,
             Glob::Exact(exact) => exact == text,
             Glob::Under(prefix) => text.starts_with(prefix.as_str()),
-            Glob::Like(matcher) => matcher.is_match(text),
+            Glob::Like(_, matcher) => matcher.is_match(text),
+        }
+    }
+
+    /// Whether all names that start so match, or none does; None when some may.
+    fn matches_under(&self, start: &str) -> Option<bool> {
+        let literal = match self {
+            Glob::Any => return Some(true),
+            Glob::Under(this) if start.starts_with(this.as_str()) => return Some(true),
+            Glob::Under(this) => this,
+            Glob::Exact(name) => {
+                return if name.starts_with(start) {
+                    None
+                } else {
+                    Some(false)
+                };
+            }
+            Glob::Like(glob, _) => glob.split('*').next().unwrap_or(glob),
+        };
+        if literal.starts_with(start) || start.starts_with(literal) {
+            None
+        } else {
+            Some(false)
+        }
+    }
+
+    fn key(&self) -> Key<'_> {
+        let glob = match self {
+            Glob::Any => return Key::Anywhere,
+            Glob::Exact(name) => return Key::Name(name),
+            Glob::Under(start) => return Key::Start(start),
+            Glob::Like(glob, _) => glob,
+        };
+        // The last segment tells most names apart, then the first ones.
+        let last = glob.rsplit('/').next().unwrap_or(glob);
+        if !last.contains('*') {
+            return Key::End(last);
+        }
+        let literal = glob.split('*').next().unwrap_or(glob);
+        if let Some(slash) = literal.rfind('/') {
+            return Key::Start(&literal[..=slash]);
+        }
+        let registry = glob.split('/').next().unwrap_or(glob);
+        let domain = registry.rsplit('*').next().unwrap_or(registry);
+        match domain.find('.') {
+            Some(dot) => Key::Domain(&domain[dot..]),
+            None => Key::Anywhere,
         }
     }
 }

@@ -138,6 +138,9 @@ pub(super) fn manifest(shape: &Shape, answer: &ManifestAnswer) -> Response<Body>
     headers.insert(CONTENT_DIGEST, digest);
     headers.insert(ETAG, etag);
     headers.insert(CACHE_STATUS, cache_status(answer.outcome));
+    if let Some(audit) = &answer.audit {
+        headers.append(WARNING, warning(&audit.message));
+    }
     warn(headers, &answer.warnings);
     response
 }
@@ -308,9 +311,16 @@ const fn cache_status(outcome: Outcome) -> HeaderValue {
     })
 }
 
+/// `299 - "text"`, with what would end the text early escaped. Not all of it need be ASCII.
+fn warning(message: &str) -> HeaderValue {
+    let message = message.replace('\\', "\\\\").replace('"', "\\\"");
+    text(&format!("299 - \"{message}\""))
+}
+
 /// Passes on upstream's `299 - "text"`, as many of them as the specification allows.
 fn warn(headers: &mut HeaderMap, warnings: &[String]) {
-    let mut room = LONGEST_WARNINGS;
+    let said: usize = headers.get_all(WARNING).iter().map(HeaderValue::len).sum();
+    let mut room = LONGEST_WARNINGS.saturating_sub(said);
     for warning in warnings {
         let Ok(value) = HeaderValue::from_str(warning) else {
             continue;

@@ -24,6 +24,16 @@ pub struct Metrics {
     pub answers: Family<AnswerLabels, Counter>,
     /// Requests that policy refused, by rule.
     pub denials: Family<RuleLabels, Counter>,
+    /// Manifests served although a rule objects to them, by rule.
+    pub audits: Family<RuleLabels, Counter>,
+    /// Requests that policy sent to another place, by rule.
+    pub rewrites: Family<RuleLabels, Counter>,
+    /// When the policy was last loaded, in unix seconds.
+    pub policy_loaded: Gauge,
+    /// 1 while the configuration file cannot be used, and the policy is older than it.
+    pub policy_reload_failed: Gauge,
+    /// Tags that an upstream moved from one digest to another.
+    pub tag_moves: Counter,
     /// Requests sent to upstreams.
     pub upstream_requests: Family<UpstreamLabels, Counter>,
     /// Body bytes received from upstreams.
@@ -229,6 +239,32 @@ impl Metrics {
             self.denials.clone(),
         );
         r.register(
+            "audits",
+            "Manifests served although a rule objects",
+            self.audits.clone(),
+        );
+        r.register(
+            "rewrites",
+            "Requests sent to another place by policy",
+            self.rewrites.clone(),
+        );
+        r.register_with_unit(
+            "policy_loaded_at",
+            "When the policy was last loaded",
+            Unit::Seconds,
+            self.policy_loaded.clone(),
+        );
+        r.register(
+            "policy_reload_failed",
+            "Whether the configuration file is unusable",
+            self.policy_reload_failed.clone(),
+        );
+        r.register(
+            "tag_moves",
+            "Tags that an upstream moved",
+            self.tag_moves.clone(),
+        );
+        r.register(
             "upstream_requests",
             "Upstream requests",
             self.upstream_requests.clone(),
@@ -247,18 +283,7 @@ impl Metrics {
             self.fill_resumes.clone(),
         );
         r.register("fill_slides", "Fills that slid", self.fill_slides.clone());
-        r.register_with_unit(
-            "near_received",
-            "Body bytes received from the shared store and from peers",
-            Unit::Bytes,
-            self.near_received.clone(),
-        );
-        r.register("claims", "Claims of this replica", self.claims.clone());
-        r.register(
-            "peer_requests",
-            "Requests of other replicas",
-            self.peer_requests.clone(),
-        );
+        self.register_replicas(r);
         r.register_with_unit(
             "store_size",
             "Bytes on disk",
@@ -282,6 +307,22 @@ impl Metrics {
             self.store_errors.clone(),
         );
         registry
+    }
+
+    /// What replicas do for each other.
+    fn register_replicas(&self, r: &mut Registry) {
+        r.register_with_unit(
+            "near_received",
+            "Body bytes received from the shared store and from peers",
+            Unit::Bytes,
+            self.near_received.clone(),
+        );
+        r.register("claims", "Claims of this replica", self.claims.clone());
+        r.register(
+            "peer_requests",
+            "Requests of other replicas",
+            self.peer_requests.clone(),
+        );
     }
 }
 
