@@ -11,16 +11,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, Cache, Fleet, Nearby};
 use crate::config::{Config, Source};
-use crate::fill::Fills;
+use crate::fill::{Fills, Near};
 use crate::policy;
 use crate::server::control::Control;
 use crate::server::{Limits, Server};
-use crate::store::{Shared, Store, StoreError, object};
+use crate::store::{Claims, Shared, Store, StoreError, object};
 use crate::telemetry::Metrics;
-use crate::upstream::{Upstreams, store_client};
+use crate::upstream::{PeerKey, Peers, Upstreams, store_client};
 use reload::Reload;
 
 mod reload;
@@ -46,10 +47,21 @@ pub enum AppError {
 pub struct Engine {
     pub cache: Arc<Cache>,
     store: Arc<Store>,
+    /// By which other replicas are known.
+    peers: Option<PeerKey>,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
     background: CancellationToken,
     downloads: CancellationToken,
+}
+
+/// What an [`Engine`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Other replicas may fetch from it.
+    Server,
+    /// Nobody can reach it.
+    Command,
 }
 
 /// Serves until SIGTERM or SIGINT. `source` is what `config` was read from.
@@ -58,7 +70,7 @@ pub struct Engine {
 /// Before it listens: whatever keeps it from starting. After: a store that cannot be closed.
 pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     raise_open_files();
-    let engine = Engine::start(&config).await?;
+    let engine = Engine::start(&config, Role::Server).await?;
     let (_ready, ready) = watch::channel(true);
     let limits = Limits {
         answer: config.limits.answer,
@@ -67,7 +79,8 @@ pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     };
     let (cache, metrics) = (Arc::clone(&engine.cache), Arc::clone(&engine.metrics));
     let reload = Reload::new(Arc::clone(&cache), Arc::clone(&metrics), source);
-    let server = Server::bind(&config.server, limits, cache, metrics, ready)
+    let peers = engine.peers.clone();
+    let server = Server::bind(&config.server, limits, cache, peers, metrics, ready)
         .await
         .map_err(AppError::Listen)?;
     let shutdown = CancellationToken::new();
@@ -95,7 +108,7 @@ impl Engine {
     ///
     /// # Errors
     /// Above all when another process has the store.
-    pub async fn start(config: &Config) -> Result<Self, AppError> {
+    pub async fn start(config: &Config, role: Role) -> Result<Self, AppError> {
         let metrics = Arc::new(Metrics::default());
         let tracker = TaskTracker::new();
         let background = CancellationToken::new();
@@ -106,7 +119,7 @@ impl Engine {
             Some(shared) => Some(connect(shared, config).await?),
             None => None,
         };
-        let (store, upstreams) = {
+        let (store, upstreams, replicas) = {
             let (config, metrics) = (config.clone(), Arc::clone(&metrics));
             tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
                 .await
@@ -116,9 +129,26 @@ impl Engine {
             let (store, background) = (Arc::clone(&store), background.clone());
             async move { store.run(background).await }
         });
+        let near = store.shared.clone().map(|shared| {
+            let fleet = replicas.as_ref().map(|replicas| {
+                let address = (role == Role::Server).then(|| replicas.advertise.clone());
+                let claims = Claims::new(
+                    Arc::clone(&shared),
+                    address,
+                    Arc::clone(&metrics),
+                    tracker.clone(),
+                );
+                let (sweeper, background) = (Arc::clone(&claims), background.clone());
+                tracker.spawn(async move { sweeper.run(background).await });
+                let peers = Arc::clone(&replicas.peers);
+                Fleet { claims, peers }
+            });
+            Arc::new(Nearby::new(shared, fleet, &metrics, &tracker)) as Arc<dyn Near>
+        });
         let fills = Fills::new(
             config.fill.clone(),
             Arc::clone(&store.disk),
+            near,
             Arc::clone(&metrics),
             tracker.clone(),
             downloads.clone(),
@@ -138,6 +168,7 @@ impl Engine {
         Ok(Engine {
             cache,
             store,
+            peers: replicas.map(|replicas| replicas.key),
             metrics,
             tracker,
             background,
@@ -200,11 +231,46 @@ fn open(
     config: &Config,
     shared: Option<Arc<Shared>>,
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<Store>, Upstreams), AppError> {
+) -> Result<(Arc<Store>, Upstreams, Option<Replicas>), AppError> {
     let upstreams = Upstreams::new(&config.upstreams, &config.limits, &config.egress, metrics)
         .map_err(AppError::Config)?;
+    let peers = config
+        .store
+        .shared
+        .as_ref()
+        .and_then(|shared| shared.peers.as_ref());
+    let replicas = peers.map(|peers| Replicas::new(peers, config, metrics));
+    let replicas = replicas
+        .transpose()
+        .map_err(|message| AppError::Config(vec![message]))?;
     let store = Store::open(&config.store, shared, Arc::clone(metrics))?;
-    Ok((store, upstreams))
+    Ok((store, upstreams, replicas))
+}
+
+/// The other replicas: how they reach us, and we them.
+struct Replicas {
+    advertise: Url,
+    key: PeerKey,
+    peers: Arc<Peers>,
+}
+
+impl Replicas {
+    /// Blocking: reads the secret and certificates.
+    fn new(peers: &object::Peers, config: &Config, metrics: &Metrics) -> Result<Self, String> {
+        let secret = peers.secret.read();
+        let secret = secret.map_err(|error| format!("store.shared.peers.secret: {error}"))?;
+        let key = PeerKey::new(&secret, peers.networks.clone());
+        Ok(Replicas {
+            advertise: peers.advertise.clone(),
+            peers: Arc::new(Peers::new(
+                key.clone(),
+                &config.limits,
+                &config.egress,
+                metrics,
+            )?),
+            key,
+        })
+    }
 }
 
 /// Connections, blobs and spools each take a file; the usual soft limit of 1024 is from another

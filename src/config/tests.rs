@@ -64,6 +64,8 @@ fn the_example_shows_the_defaults_and_every_key() {
         "[server]",
         "[server.tls]",
         "[store]",
+        "[store.shared]",
+        "[store.shared.peers]",
         "[tags]",
         "[fill]",
         "[limits]",
@@ -132,7 +134,13 @@ fn a_fault_says_where_it_is() {
         ),
         (
             "[store.shared]\nurl = \"az://x\"",
-            "store.shared: `shared` is not supported in this version",
+            "line 2, column 7: store.shared.url: \"az://x\" is no shared store",
+        ),
+        (
+            "[store.shared]\nurl = \"az://x/y\"\ncredential = \"emulator\"\n\
+             [store.shared.peers]\nnetworks = []\nadvertise = \"https://a.example:5000\"\n\
+             secret = \"0123456789abcdef\"",
+            "line 5, column 12: store.shared.peers.networks: names no network",
         ),
         (
             "[egress]\nproxy = \"http://p\"",

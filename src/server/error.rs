@@ -90,6 +90,11 @@ impl ApiError {
         }
     }
 
+    /// Somebody speaks in the name of a replica and is none. What is wrong is not for them.
+    pub(super) fn peer_refused() -> Self {
+        ApiError::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "not a replica")
+    }
+
     /// The cause in full goes to the log where it is ours; the client of a bug sees only `id`.
     pub(super) fn cache(error: &CacheError, id: RequestId) -> Self {
         use {ErrorCode as Code, StatusCode as Status};

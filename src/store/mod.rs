@@ -24,6 +24,7 @@
 
 pub mod catalog;
 mod check;
+pub mod claims;
 pub mod control;
 pub mod disk;
 mod evict;
@@ -57,11 +58,12 @@ use crate::oci::Digest;
 use crate::telemetry::Metrics;
 
 pub use check::Checked;
+pub use claims::{Claim, Claims};
 pub use disk::Disk;
 pub use evict::Hold;
 pub use gone::Gone;
 pub use links::{Link, Links};
-pub use object::Shared;
+pub use object::{Shared, SharedError};
 pub use pins::Pins;
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};

@@ -32,6 +32,7 @@ mod min_age;
 mod policy;
 mod ranges;
 mod reload;
+mod replicas;
 mod restart;
 mod routing;
 mod stopping;

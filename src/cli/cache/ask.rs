@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::form_urlencoded;
 
-use crate::app::{self, Engine};
+use crate::app::{self, Engine, Role};
 use crate::config::{Config, Source, check};
 use crate::store::control::socket;
 
@@ -61,7 +61,7 @@ pub(super) async fn ask(
     }
     // The store is closed in good order, or the next start would hash all of it.
     let signal = app::signalled()?;
-    let engine = Engine::start(config).await?;
+    let engine = Engine::start(config, Role::Command).await?;
     let stop = CancellationToken::new();
     let response = engine.control(stop.clone()).call(asked.request()?).await;
     let answer = tokio::select! {
