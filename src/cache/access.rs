@@ -87,14 +87,14 @@ impl Cache {
         repository: &Repository,
         digest: &Digest,
     ) -> bool {
-        let leaders = self.store.links.led_by(repository, digest).await;
-        leaders.into_iter().any(|leader| {
+        let allowed = |leader: &Reference| {
             let target = Target {
                 repository: repository.clone(),
-                reference: Some(leader),
+                reference: Some(leader.clone()),
             };
             self.policy.evaluate(&target, client).effect == Effect::Allow
-        })
+        };
+        self.store.is_led(repository, digest, allowed).await
     }
 
     fn refuse(&self, target: &Target, decision: Decision) -> CacheError {

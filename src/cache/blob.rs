@@ -7,8 +7,11 @@
 //! | no | yes | a fill, joined or started |
 //! | no | no | a fill whose first answer is the proof; to join one that others proved, one HEAD first |
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+
+use url::Url;
 
 use super::access::Access;
 use super::error::Kind;
@@ -16,7 +19,9 @@ use super::source::RepositorySource;
 use super::{Cache, CacheError, Outcome};
 use crate::fill::{Join, Joined, Reader, Source};
 use crate::oci::{Digest, RangeSpec, Reference, Repository};
+use crate::policy::Client;
 use crate::store::FileRange;
+use crate::telemetry::SafeUrl;
 
 /// A blob, whole or on its way.
 #[derive(Debug)]
@@ -37,10 +42,11 @@ pub enum Wanted {
     Range(RangeSpec),
 }
 
-#[derive(Debug)]
 enum Content {
     File(FileRange),
     Fill(Joined),
+    /// A URL by which the client gets it from the shared store.
+    Elsewhere(Url),
     /// For a HEAD.
     Nothing,
 }
@@ -57,12 +63,20 @@ pub enum Pieces {
 impl Cache {
     pub(super) async fn find_blob(
         self: &Arc<Self>,
+        client: &Client,
         access: &Access,
         digest: &Digest,
         wanted: Wanted,
     ) -> Result<BlobAnswer, CacheError> {
         let repository = access.repository();
-        let mut linked = self.store.links.link(repository, digest).await.is_some();
+        let mut linked = self.store.link(repository, digest).await.is_some();
+        if linked
+            && wanted != Wanted::Head
+            && self.store.redirects(client.address)
+            && let Some(url) = self.store.elsewhere(digest).await
+        {
+            return Ok(BlobAnswer::elsewhere(*digest, url));
+        }
         if self.store.disk.stat(digest).is_some() {
             if !linked {
                 self.prove(access, digest).await?;
@@ -76,11 +90,11 @@ impl Cache {
                 Err(error) => tracing::warn!(%digest, %error, "cannot read a blob"),
             }
         }
-        let missing = CacheError::Offline { listing: false };
-        let upstream = self.ask(access, missing)?;
         if wanted == Wanted::Head {
             return self.head(access, digest, linked).await;
         }
+        let missing = CacheError::Offline { listing: false };
+        let upstream = self.ask(access, missing)?;
         if !linked {
             self.recently_missing(repository, digest)?;
         }
@@ -111,7 +125,7 @@ impl Cache {
         };
         let size = opened.map_err(|error| self.blob_failed(repository, digest, error.into()))?;
         if !linked {
-            self.store.links.add_link(repository, digest, None).await;
+            self.store.add_link(repository, digest, None).await;
         }
         Ok(BlobAnswer {
             digest: *digest,
@@ -128,12 +142,11 @@ impl Cache {
         digest: &Digest,
         linked: bool,
     ) -> Result<BlobAnswer, CacheError> {
-        let running = if linked {
-            self.fills.size(digest)
-        } else {
-            None
+        let known = match linked.then(|| self.fills.size(digest)).flatten() {
+            None if linked => self.store.fleets_size(digest).await,
+            running => running,
         };
-        let size = match running {
+        let size = match known {
             Some(size) => Some(size),
             None => self.prove(access, digest).await?,
         };
@@ -166,7 +179,7 @@ impl Cache {
                     let error = CacheError::from_upstream(error, Kind::Blob);
                     cache.blob_failed(&repository, &digest, error)
                 })?;
-                cache.store.links.add_link(&repository, &digest, None).await;
+                cache.store.add_link(&repository, &digest, None).await;
                 Ok(probe.size)
             }
         });
@@ -208,13 +221,31 @@ impl BlobAnswer {
         }
     }
 
+    fn elsewhere(digest: Digest, url: Url) -> Self {
+        BlobAnswer {
+            digest,
+            size: None,
+            outcome: Outcome::Redirected,
+            content: Content::Elsewhere(url),
+        }
+    }
+
+    /// Where the client is to get it instead. Whoever has this URL can read the blob.
+    #[must_use]
+    pub fn location(&self) -> Option<&Url> {
+        match &self.content {
+            Content::Elsewhere(url) => Some(url),
+            _ => None,
+        }
+    }
+
     /// The body of a range that lies within the size.
     #[must_use]
     pub fn read(self, range: Range<u64>) -> Pieces {
         match self.content {
             Content::File(file) => Pieces::File(Some(file.slice(range))),
             Content::Fill(joined) => Pieces::Fill(joined.read(range)),
-            Content::Nothing => Pieces::File(None),
+            Content::Elsewhere(_) | Content::Nothing => Pieces::File(None),
         }
     }
 
@@ -223,6 +254,19 @@ impl BlobAnswer {
     pub fn read_all(self) -> Pieces {
         let end = self.size.unwrap_or(u64::MAX);
         self.read(0..end)
+    }
+}
+
+// === impl Content ===
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::File(file) => f.debug_tuple("File").field(file).finish(),
+            Content::Fill(joined) => f.debug_tuple("Fill").field(joined).finish(),
+            Content::Elsewhere(url) => f.debug_tuple("Elsewhere").field(&SafeUrl(url)).finish(),
+            Content::Nothing => f.write_str("Nothing"),
+        }
     }
 }
 

@@ -9,6 +9,9 @@
 //!
 //! A manifest by digest needs the repository's link to it. Bytes without a link cost one HEAD;
 //! neither bytes nor link, one GET.
+//!
+//! Where replicas share a store, a record, a link and bytes are looked for there before anybody asks
+//! the upstream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +23,8 @@ use super::error::Kind;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, Tag};
 use crate::policy::Hit;
-use crate::store::{TagEntry, Variant};
+use crate::store::tags::CLOCKS_DIFFER;
+use crate::store::{TagEntry, TagRecord, Variant};
 use crate::upstream::{FetchedManifest, Upstream, UpstreamError, UpstreamErrorKind};
 
 /// What we ask for by tag: the client's own types come on top.
@@ -91,18 +95,17 @@ impl Cache {
         variant: Variant,
     ) -> Result<ManifestAnswer, CacheError> {
         let repository = access.repository();
-        let record = self.store.tags.get(repository, tag).await;
-        let known = record
-            .as_deref()
-            .and_then(|record| record.current(variant))
-            .cloned();
-        if let Some(entry) = &known
-            && (self.offline
-                || age(entry) < self.config.fresh_for
-                || self.is_immutable(repository, tag))
-            && let Some(manifest) = self.load(&entry.digest, &entry.media_type).await?
-        {
-            return Ok(ManifestAnswer::cached(manifest, Outcome::Hit));
+        let newest = |record: Option<Arc<TagRecord>>| record?.current(variant).cloned();
+        let mut known = newest(self.store.tags.get(repository, tag).await);
+        if let Some(answer) = self.believed(repository, tag, known.as_ref()).await? {
+            return Ok(answer);
+        }
+        if self.store.is_shared() {
+            // Another replica may have asked the upstream since.
+            known = newest(self.fleets_tag(repository, tag).await);
+            if let Some(answer) = self.believed(repository, tag, known.as_ref()).await? {
+                return Ok(answer);
+            }
         }
         let reference = Reference::Tag(tag.clone());
         if self
@@ -157,6 +160,41 @@ impl Cache {
         }
     }
 
+    /// What we know of a tag, if that needs no upstream request.
+    async fn believed(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        known: Option<&TagEntry>,
+    ) -> Result<Option<ManifestAnswer>, CacheError> {
+        let Some(entry) = known else { return Ok(None) };
+        let enough = self.offline || self.is_fresh(entry) || self.is_immutable(repository, tag);
+        if !enough {
+            return Ok(None);
+        }
+        let manifest = self.load(&entry.digest, &entry.media_type).await?;
+        Ok(manifest.map(|manifest| ManifestAnswer::cached(manifest, Outcome::Hit)))
+    }
+
+    /// The record of a tag with what all replicas know; who asks at the same time waits for one
+    /// look.
+    async fn fleets_tag(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        let key = (repository.clone(), tag.clone());
+        let (found, _) = self
+            .tag_looks
+            .join(&key, || {
+                let (store, (repository, tag)) = (Arc::clone(&self.store), key.clone());
+                async move { store.fleets_tag(&repository, &tag).await }
+            })
+            .await;
+        found.flatten()
+    }
+
+    /// A time in the future is no reason to believe: a clock was wrong, here or elsewhere.
+    fn is_fresh(&self, entry: &TagEntry) -> bool {
+        entry.last_seen <= now().saturating_add(CLOCKS_DIFFER) && age(entry) < self.config.fresh_for
+    }
+
     /// Asks the upstream what a tag points to, and keeps the answer.
     async fn refresh(
         self: Arc<Self>,
@@ -185,8 +223,7 @@ impl Cache {
                 Ok(probe) if probe.digest == Some(entry.digest) => {
                     let digest = &entry.digest;
                     self.store
-                        .tags
-                        .checked(repository, tag, variant, digest, now())
+                        .confirm_tag(repository, tag, variant, digest)
                         .await;
                     let warnings = Arc::default();
                     return Ok(Fetched {
@@ -208,18 +245,7 @@ impl Cache {
         let fetched =
             fetched.map_err(|error| self.manifest_failed(repository, &reference, error))?;
         let fetched = parse(fetched, Algorithm::Sha256)?;
-        let manifest = &fetched.manifest;
-        self.keep(repository, &reference, manifest).await;
-        let size = manifest.bytes().len() as u64;
-        let entry = TagEntry::new(
-            *manifest.digest(),
-            manifest.media_type().clone(),
-            size,
-            now(),
-        );
-        self.store
-            .tags
-            .record(repository, tag, variant, entry)
+        self.keep(repository, Some((tag, variant)), &fetched.manifest)
             .await;
         Ok(fetched)
     }
@@ -258,7 +284,7 @@ impl Cache {
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
         let repository = access.repository();
-        let link = self.store.links.link(repository, digest).await;
+        let link = self.store.link(repository, digest).await;
         if let Some(media_type) = link.and_then(|link| link.media_type)
             && let Some(manifest) = self.load(digest, &media_type).await?
         {
@@ -305,7 +331,7 @@ impl Cache {
                 Manifest::parse(bytes, probe.content_type.as_deref(), digest.algorithm());
             let manifest =
                 Arc::new(manifest.map_err(|error| CacheError::WrongBytes(error.to_string()))?);
-            self.keep(repository, &reference, &manifest).await;
+            self.keep(repository, None, &manifest).await;
             return Ok(Fetched {
                 manifest,
                 warnings: Arc::default(),
@@ -323,7 +349,7 @@ impl Cache {
                 "{registry} sent a manifest that is not {digest}"
             )));
         }
-        self.keep(repository, &reference, &fetched.manifest).await;
+        self.keep(repository, None, &fetched.manifest).await;
         Ok(fetched)
     }
 }
@@ -331,47 +357,36 @@ impl Cache {
 // === impl Cache: what is kept ===
 
 impl Cache {
-    /// Links a manifest that the upstream gave for this repository, and notes where it leads.
-    /// Answers do not wait for the disk.
+    /// Keeps a manifest that the upstream gave for this repository, and for a tag if it was asked
+    /// for one. Answers do not wait for the disk, and only a moment for other replicas.
     async fn keep(
-        self: &Arc<Self>,
+        &self,
         repository: &Repository,
-        by: &Reference,
+        tag: Option<(&Tag, Variant)>,
         manifest: &Arc<Manifest>,
     ) {
         let digest = *manifest.digest();
         self.manifests.insert(digest, Arc::clone(manifest));
-        let links = &self.store.links;
-        links
-            .add_link(repository, &digest, Some(manifest.media_type()))
-            .await;
-        if let Reference::Tag(_) = by {
-            links.add_led(repository, by, &[digest]).await;
-        }
-        // What does not parse as an image leads nowhere, but is served all the same.
-        if let Ok(children) = manifest.children() {
-            let children: Vec<Digest> = children.iter().map(|child| child.digest).collect();
-            links
-                .add_led(repository, &Reference::Digest(digest), &children)
-                .await;
-        }
-        if self.store.disk.stat(&digest).is_none() {
-            let (cache, manifest) = (Arc::clone(self), Arc::clone(manifest));
-            self.tracker.spawn(async move {
-                tokio::time::sleep(WRITE_BEHIND).await;
-                let kept = cache
-                    .store
-                    .disk
-                    .put(manifest.digest(), manifest.bytes().clone())
-                    .await;
-                if let Err(error) = kept {
-                    tracing::warn!(digest = %manifest.digest(), %error, "cannot keep a manifest");
-                }
-            });
+        let published = self.store.add_manifest(repository, tag, manifest).await;
+        if !published || self.store.disk.stat(&digest).is_none() {
+            self.write_behind(digest, manifest.bytes().clone(), !published);
         }
     }
 
-    /// A manifest that we have, from memory or disk.
+    /// Writes a manifest when the burst is over; then it can be published too.
+    fn write_behind(&self, digest: Digest, bytes: Bytes, publish: bool) {
+        let store = Arc::clone(&self.store);
+        self.tracker.spawn(async move {
+            tokio::time::sleep(WRITE_BEHIND).await;
+            if let Err(error) = store.disk.put(&digest, bytes).await {
+                tracing::warn!(%digest, %error, "cannot keep a manifest");
+            } else if publish {
+                store.publish_blob(&digest);
+            }
+        });
+    }
+
+    /// A manifest that we or other replicas have.
     pub(super) async fn load(
         &self,
         digest: &Digest,
@@ -398,13 +413,22 @@ impl Cache {
         }
         // A disk that fails is no reason to fail a pull: the upstream may still have it.
         match self.store.disk.read(digest, self.manifest_limit).await {
-            Ok(bytes) => Ok(bytes),
-            Err(error) if self.offline => Err(error.into()),
-            Err(error) => {
-                tracing::warn!(%digest, %error, "cannot read a manifest");
-                Ok(None)
-            }
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) => {}
+            Err(error) if self.offline => return Err(error.into()),
+            Err(error) => tracing::warn!(%digest, %error, "cannot read a manifest"),
         }
+        if !self.store.is_shared() {
+            return Ok(None);
+        }
+        let found = self
+            .store
+            .fleets_manifest(digest, self.manifest_limit)
+            .await;
+        if let Some(bytes) = &found {
+            self.write_behind(*digest, bytes.clone(), false);
+        }
+        Ok(found)
     }
 }
 

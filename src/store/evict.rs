@@ -2,7 +2,8 @@
 //! recently used blobs go until 95 % of it are left, so that not every commit evicts.
 //!
 //! A blob that somebody has open, or that was opened in the last minute, stays: taking its name
-//! away would free nothing. Who opened a blob just before it went reads on undisturbed.
+//! away would free nothing. Who opened a blob just before it went reads on undisturbed. What is
+//! *held*, because an upload needs it, stays too.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -13,13 +14,42 @@ use tokio::time::Instant;
 use super::StoreError;
 use super::disk::Disk;
 use super::files::{blocking, found, lock};
+use crate::oci::Digest;
 
 /// Where eviction stops, in percent of `max_size`.
 const LOW_MARK: u64 = 95;
 
+/// Keeps a blob from being evicted until it is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    disk: Arc<Disk>,
+    digest: Digest,
+    why: &'static str,
+}
+
+// === impl Hold ===
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        lock(&self.disk.index).release(&self.digest, self.why);
+    }
+}
+
 // === impl Disk ===
 
 impl Disk {
+    /// Keeps a blob, whether it is here already or still to come, from being evicted. `why` ends
+    /// the sentence "it is needed by ...".
+    #[must_use = "it is held only as long as this lives"]
+    pub fn hold(self: &Arc<Self>, digest: &Digest, why: &'static str) -> Hold {
+        lock(&self.index).hold(*digest, why);
+        Hold {
+            disk: Arc::clone(self),
+            digest: *digest,
+            why,
+        }
+    }
+
     /// Whether a blob of `size` bytes may be kept at all.
     #[must_use]
     pub fn would_fit(&self, size: u64) -> bool {

@@ -43,6 +43,8 @@ pub(super) struct Index {
     size: u64,
     turn: u64,
     changed: bool,
+    /// What must not go for the time being, and why, once for each who wants it.
+    held: HashMap<Digest, Vec<&'static str>>,
 }
 
 #[derive(Debug)]
@@ -179,7 +181,7 @@ impl Index {
         let mut idle: Vec<(u64, Digest, u64)> = self
             .entries
             .iter()
-            .filter(|(_, entry)| !entry.in_use(now))
+            .filter(|(digest, entry)| !entry.in_use(now) && !self.held.contains_key(*digest))
             .map(|(digest, entry)| (entry.turn, *digest, entry.size))
             .collect();
         idle.sort_unstable_by_key(|(turn, ..)| *turn);
@@ -194,6 +196,22 @@ impl Index {
             evicted.push((digest, size));
         }
         evicted
+    }
+
+    /// The blob is kept until as many calls of [`Index::release`] have said the same.
+    pub(super) fn hold(&mut self, digest: Digest, why: &'static str) {
+        self.held.entry(digest).or_default().push(why);
+    }
+
+    pub(super) fn release(&mut self, digest: &Digest, why: &'static str) {
+        if let Some(reasons) = self.held.get_mut(digest) {
+            if let Some(position) = reasons.iter().position(|reason| *reason == why) {
+                reasons.swap_remove(position);
+            }
+            if reasons.is_empty() {
+                self.held.remove(digest);
+            }
+        }
     }
 
     /// At most `limit` blobs that were last hashed at or before `before`, longest ago first.

@@ -36,6 +36,10 @@ impl Layout {
         self.root.join("v1/index")
     }
 
+    pub(super) fn uploads(&self) -> PathBuf {
+        self.root.join("v1/uploads")
+    }
+
     /// The directory of all blobs of one algorithm.
     pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
         self.root.join("v1/blobs").join(algorithm.as_str())

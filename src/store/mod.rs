@@ -7,6 +7,7 @@
 //! v1/index                          stat and last use of each, and whether the last run ended well
 //! v1/repos/<registry>/<repository>/ _tags/<tag>.json, _links, _led
 //! v1/spool/                         fills in progress, and files on their way to their names
+//! v1/uploads                        what is on its way to the shared store
 //! v1/quarantine/                    blobs that were found not to hash, for 24 hours
 //! lock                              held by the one process that uses the store
 //! ```
@@ -28,12 +29,16 @@ mod layout;
 pub mod links;
 pub mod object;
 mod open;
+mod publish;
+mod records;
 mod shelf;
 pub mod spool;
 pub mod tags;
 #[cfg(test)]
 mod tests;
+mod tier;
 mod upkeep;
+mod uploads;
 
 use std::fs::File;
 use std::ops::Range;
@@ -46,13 +51,17 @@ use crate::oci::Digest;
 use crate::telemetry::Metrics;
 
 pub use disk::Disk;
+pub use evict::Hold;
 pub use links::{Link, Links};
 pub use object::Shared;
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};
+pub use uploads::Keep;
 
 use files::Faults;
 use layout::Layout;
+use tier::Tier;
+use uploads::{Item, Uploads};
 
 /// `[store]` of the configuration.
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -76,6 +85,8 @@ pub struct Store {
     pub tags: Tags,
     /// What other replicas see too, where there are any.
     pub shared: Option<Arc<Shared>>,
+    /// The same with what is on its way there.
+    tier: Option<Arc<Tier>>,
 }
 
 /// Bytes that lie in a file already: the currency of blob answers, which become writes to a socket
@@ -207,23 +218,45 @@ impl Store {
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, StoreError> {
         let layout = Layout::new(&config.path);
-        let faults = Arc::new(Faults::new(metrics));
+        let faults = Arc::new(Faults::new(Arc::clone(&metrics)));
         let disk = Disk::open(config, Arc::clone(&faults))?;
+        let mut tier = None;
+        if let Some(shared) = &shared {
+            let uploads = Arc::new(Uploads::open(layout.clone(), Arc::clone(&faults))?);
+            for digest in uploads.blobs() {
+                let hold = disk.hold(&digest, disk::UPLOAD);
+                uploads.keep(&Item::Blob(digest), Box::new(hold));
+            }
+            disk.note_commits_in(&uploads);
+            let redirect = config.shared.as_ref();
+            let redirect = redirect.map(|shared| shared.redirect.clone());
+            tier = Some(Arc::new(Tier::new(
+                Arc::clone(shared),
+                uploads,
+                redirect.unwrap_or_default(),
+                metrics,
+            )));
+        }
+        disk.keep_below_limit();
         Ok(Arc::new(Store {
             disk,
             links: Links::new(layout.clone(), Arc::clone(&faults)),
             tags: Tags::new(layout, faults),
             shared,
+            tier,
         }))
     }
 
     /// The work behind the answers: makes commits durable, keeps the size limit, writes links and
-    /// tags, scrubs and sweeps. Runs until `token` is cancelled; then call [`Store::close`].
-    pub async fn run(&self, token: CancellationToken) {
+    /// tags, brings what is new to the shared store, scrubs and sweeps. Runs until `token` is
+    /// cancelled, and up to 5 s longer while the shared store still takes what is new; then call
+    /// [`Store::close`].
+    pub async fn run(self: &Arc<Self>, token: CancellationToken) {
         tokio::join!(
             self.disk.run(token.clone()),
             self.links.run(token.clone()),
-            self.tags.run(token)
+            self.tags.run(token.clone()),
+            self.publish(token)
         );
     }
 
@@ -233,6 +266,7 @@ impl Store {
     pub async fn close(&self) -> Result<(), StoreError> {
         self.links.flush().await;
         self.tags.flush().await;
+        self.write_journal().await;
         self.disk.close().await
     }
 }
