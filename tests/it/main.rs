@@ -20,6 +20,7 @@ mod support;
 
 mod cold_blob;
 mod commands;
+mod contract;
 mod credentials;
 mod deploy;
 mod e2e;
