@@ -30,9 +30,6 @@ const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.list.v2+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
-/// How long a manifest waits until it is written: a burst of pulls comes first. It is in memory
-/// meanwhile; a kill costs one more request.
-const WRITE_BEHIND: Duration = Duration::from_millis(500);
 /// How long a client waits for an upstream to confirm a tag that could be served stale.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -61,8 +58,8 @@ pub(super) struct TagKey {
     types: Option<Vec<String>>,
 }
 
-/// What a client can take, from all its `Accept` lines.
-struct Accept<'a>(Vec<&'a str>);
+/// What a client can take: all its `Accept` lines.
+struct Accept<'a>(&'a [&'a str]);
 
 // === impl Cache: by tag ===
 
@@ -73,7 +70,7 @@ impl Cache {
         tag: &Tag,
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
-        let accept = Accept::parse(accept);
+        let accept = Accept(accept);
         let answer = self.current(access, tag, &accept, Variant::Any).await?;
         if accept.takes(answer.manifest.media_type()) {
             return Ok(answer);
@@ -276,7 +273,7 @@ impl Cache {
         let flight = self.manifest_flights.join(&flight_key, || {
             let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));
             let (repository, digest) = flight_key.clone();
-            let accept = with_all_types(&Accept::parse(accept).types());
+            let accept = with_all_types(&Accept(accept).types());
             async move {
                 cache
                     .fetch_by_digest(&upstream, &repository, &digest, &accept)
@@ -355,18 +352,11 @@ impl Cache {
                 .add_led(repository, &Reference::Digest(digest), &children)
                 .await;
         }
-        if self.store.disk.stat(&digest).is_none() {
-            let (cache, manifest) = (Arc::clone(self), Arc::clone(manifest));
+        if self.store.disk.stat(&digest).is_none() && self.unwritten.push(manifest) {
+            let cache = Arc::clone(self);
             self.tracker.spawn(async move {
-                tokio::time::sleep(WRITE_BEHIND).await;
-                let kept = cache
-                    .store
-                    .disk
-                    .put(manifest.digest(), manifest.bytes().clone())
-                    .await;
-                if let Err(error) = kept {
-                    tracing::warn!(digest = %manifest.digest(), %error, "cannot keep a manifest");
-                }
+                let manifests = cache.unwritten.take_after_burst().await;
+                cache.store.disk.put_all(manifests).await;
             });
         }
     }
@@ -423,18 +413,19 @@ impl ManifestAnswer {
 // === impl Accept ===
 
 impl<'a> Accept<'a> {
-    fn parse(lines: &[&'a str]) -> Self {
-        let ranges = lines.iter().flat_map(|line| line.split(','));
+    /// What its lines name, without parameters.
+    fn ranges(&self) -> impl Iterator<Item = &'a str> {
+        let ranges = self.0.iter().flat_map(|line| line.split(','));
         let types = ranges
             .filter_map(|range| range.split(';').next())
             .map(str::trim);
-        Accept(types.filter(|media_type| !media_type.is_empty()).collect())
+        types.filter(|media_type| !media_type.is_empty())
     }
 
     fn takes(&self, media_type: &MediaType) -> bool {
-        self.0.is_empty()
-            || self.0.iter().any(|range| {
-                matches!(*range, "*/*" | "application/*")
+        self.ranges().next().is_none()
+            || self.ranges().any(|range| {
+                matches!(range, "*/*" | "application/*")
                     || range.eq_ignore_ascii_case(media_type.as_str())
             })
     }
@@ -442,8 +433,8 @@ impl<'a> Accept<'a> {
     /// The types it names, without wild cards, in order: a key for those who ask alike. Bounded,
     /// and only proper types, because they become a header of our own request.
     fn types(&self) -> Vec<String> {
-        let named = self.0.iter().filter(|range| !range.contains('*'));
-        let types = named.filter_map(|range| MediaType::parse(range));
+        let named = self.ranges().filter(|range| !range.contains('*'));
+        let types = named.filter_map(MediaType::parse);
         let mut types: Vec<String> = types
             .map(|parsed| parsed.as_str().to_owned())
             .take(16)

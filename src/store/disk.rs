@@ -223,6 +223,20 @@ impl Disk {
         blocking(move || disk.faults.noted(disk.put_file(&digest, &bytes))).await
     }
 
+    /// The same for many at once, on one thread; who calls does not learn what failed. That is
+    /// noted, and the others are kept all the same.
+    pub async fn put_all(self: &Arc<Self>, blobs: Vec<(Digest, Bytes)>) {
+        let disk = Arc::clone(self);
+        let work = move || {
+            for (digest, bytes) in blobs {
+                let _ = disk.faults.noted(disk.put_file(&digest, &bytes));
+            }
+            Ok(())
+        };
+        // An error means that the process is ending.
+        let _ = blocking(work).await;
+    }
+
     fn put_file(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         if Digest::of(digest.algorithm(), bytes) != *digest {
             return Err(StoreError::WrongBytes(*digest));
@@ -238,7 +252,10 @@ impl Disk {
         };
         let file = result.map_err(StoreError::io(format!("keep {digest}")))?;
         self.sync_soon(digest, &file);
-        self.keep_below_limit();
+        // Spools and quarantine are counted by the next round: that takes a walk.
+        if self.with_index(|index| index.size()) > self.max_size {
+            self.keep_below_limit();
+        }
         Ok(())
     }
 

@@ -28,6 +28,7 @@ mod layout;
 pub mod links;
 pub mod object;
 mod open;
+mod present;
 mod shelf;
 pub mod spool;
 pub mod tags;
@@ -51,8 +52,9 @@ pub use object::Shared;
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};
 
-use files::Faults;
+use files::{Faults, blocking};
 use layout::Layout;
+use present::Present;
 
 /// `[store]` of the configuration.
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -76,6 +78,7 @@ pub struct Store {
     pub tags: Tags,
     /// What other replicas see too, where there are any.
     pub shared: Option<Arc<Shared>>,
+    present: Arc<Present>,
 }
 
 /// Bytes that lie in a file already: the currency of blob answers, which become writes to a socket
@@ -209,11 +212,13 @@ impl Store {
         let layout = Layout::new(&config.path);
         let faults = Arc::new(Faults::new(metrics));
         let disk = Disk::open(config, Arc::clone(&faults))?;
+        let present = Arc::new(Present::default());
         Ok(Arc::new(Store {
             disk,
-            links: Links::new(layout.clone(), Arc::clone(&faults)),
-            tags: Tags::new(layout, faults),
+            links: Links::new(layout.clone(), Arc::clone(&faults), Arc::clone(&present)),
+            tags: Tags::new(layout, faults, Arc::clone(&present)),
             shared,
+            present,
         }))
     }
 
@@ -221,10 +226,20 @@ impl Store {
     /// tags, scrubs and sweeps. Runs until `token` is cancelled; then call [`Store::close`].
     pub async fn run(&self, token: CancellationToken) {
         tokio::join!(
+            token.run_until_cancelled(self.find_files()),
             self.disk.run(token.clone()),
             self.links.run(token.clone()),
-            self.tags.run(token)
+            self.tags.run(token.clone())
         );
+    }
+
+    /// Learns once which files of links and tags there are.
+    async fn find_files(&self) {
+        let (present, root) = (Arc::clone(&self.present), self.disk.layout.repos());
+        let what = format!("read {}", root.display());
+        let found = blocking(move || present.walk(&root).map_err(StoreError::io(what))).await;
+        // Without it every look goes to the disk.
+        let _ = self.disk.faults.noted(found);
     }
 
     /// Writes what is still in memory and marks the store as closed in good order, so that the
