@@ -46,7 +46,8 @@ where
             if let Some(running) = table.get(key) {
                 (running.clone(), true)
             } else {
-                let work = work();
+                // Boxed: a task moves its future about, and these are large.
+                let work = Box::pin(work());
                 let landing = Landing {
                     table: Arc::clone(&self.running),
                     key: key.clone(),

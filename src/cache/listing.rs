@@ -221,9 +221,9 @@ impl Cache {
     ) -> Result<Bytes, CacheError> {
         let name = &access.repository().name;
         let found = upstream.referrers(name, digest).await;
-        if let Some(body) = found.map_err(|error| CacheError::from_upstream(error, Kind::List))? {
-            serde_json::from_slice::<Index<'_>>(&body).map_err(not_an_index)?;
-            return Ok(body);
+        let found = found.map_err(|error| CacheError::from_upstream(error, Kind::List))?;
+        if let Some(pages) = found {
+            return joined(&pages);
         }
         let tag = format!("{}-{}", digest.algorithm(), &digest.hex()[..64]);
         let Ok(tag) = tag.parse::<Tag>() else {
@@ -257,6 +257,19 @@ fn lines(mut tags: Vec<Tag>) -> Bytes {
     text.into()
 }
 
+/// One index for all pages; a single one stays as it came.
+fn joined(pages: &[Bytes]) -> Result<Bytes, CacheError> {
+    let mut manifests = Vec::new();
+    for page in pages {
+        let index: Index<'_> = serde_json::from_slice(page).map_err(not_an_index)?;
+        manifests.extend(index.manifests);
+    }
+    match pages {
+        [page] => Ok(page.clone()),
+        _ => Ok(index_of(&manifests)),
+    }
+}
+
 fn index_of(manifests: &[&RawValue]) -> Bytes {
     let manifests: Vec<&str> = manifests
         .iter()
@@ -272,4 +285,19 @@ fn index_of(manifests: &[&RawValue]) -> Bytes {
 )]
 fn not_an_index(error: serde_json::Error) -> CacheError {
     CacheError::WrongBytes(format!("the list of referrers is no image index: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_become_one_index_and_a_single_one_stays_as_it_came() {
+        let page = |manifests: &str| Bytes::from(format!(r#"{{ "manifests": [{manifests}] }}"#));
+        let (one, two) = (page(r#"{"a": 1}"#), page(r#"{"b":2},{"c":3}"#));
+        assert_eq!(joined(std::slice::from_ref(&one)).unwrap(), one);
+        let both = joined(&[one, two]).unwrap();
+        assert!(both.ends_with(br#""manifests":[{"a": 1},{"b":2},{"c":3}]}"#));
+        joined(&[Bytes::from_static(b"<html>")]).unwrap_err();
+    }
 }

@@ -34,9 +34,6 @@ const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.list.v2+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
-/// How long a manifest waits until it is written: a burst of pulls comes first. It is in memory
-/// meanwhile; a kill costs one more request.
-const WRITE_BEHIND: Duration = Duration::from_millis(500);
 /// How long a client waits for an upstream to confirm a tag that could be served stale.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -65,8 +62,8 @@ pub(super) struct TagKey {
     types: Option<Vec<String>>,
 }
 
-/// What a client can take, from all its `Accept` lines.
-struct Accept<'a>(Vec<&'a str>);
+/// What a client can take: all its `Accept` lines.
+struct Accept<'a>(&'a [&'a str]);
 
 // === impl Cache: by tag ===
 
@@ -77,7 +74,7 @@ impl Cache {
         tag: &Tag,
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
-        let accept = Accept::parse(accept);
+        let accept = Accept(accept);
         let answer = self.current(access, tag, &accept, Variant::Any).await?;
         if accept.takes(answer.manifest.media_type()) {
             return Ok(answer);
@@ -162,7 +159,7 @@ impl Cache {
 
     /// What we know of a tag, if that needs no upstream request.
     async fn believed(
-        &self,
+        self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
         known: Option<&TagEntry>,
@@ -302,7 +299,7 @@ impl Cache {
         let flight = self.manifest_flights.join(&flight_key, || {
             let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));
             let (repository, digest) = flight_key.clone();
-            let accept = with_all_types(&Accept::parse(accept).types());
+            let accept = with_all_types(&Accept(accept).types());
             async move {
                 cache
                     .fetch_by_digest(&upstream, &repository, &digest, &accept)
@@ -360,7 +357,7 @@ impl Cache {
     /// Keeps a manifest that the upstream gave for this repository, and for a tag if it was asked
     /// for one. Answers do not wait for the disk, and only a moment for other replicas.
     async fn keep(
-        &self,
+        self: &Arc<Self>,
         repository: &Repository,
         tag: Option<(&Tag, Variant)>,
         manifest: &Arc<Manifest>,
@@ -368,27 +365,27 @@ impl Cache {
         let digest = *manifest.digest();
         self.manifests.insert(digest, Arc::clone(manifest));
         let published = self.store.add_manifest(repository, tag, manifest).await;
-        if !published || self.store.disk.stat(&digest).is_none() {
-            self.write_behind(digest, manifest.bytes().clone(), !published);
+        if self.store.disk.stat(&digest).is_none() {
+            self.write_behind(manifest);
+        } else if !published {
+            self.store.publish_blob(&digest);
         }
     }
 
-    /// Writes a manifest when the burst is over; then it can be published too.
-    fn write_behind(&self, digest: Digest, bytes: Bytes, publish: bool) {
-        let store = Arc::clone(&self.store);
-        self.tracker.spawn(async move {
-            tokio::time::sleep(WRITE_BEHIND).await;
-            if let Err(error) = store.disk.put(&digest, bytes).await {
-                tracing::warn!(%digest, %error, "cannot keep a manifest");
-            } else if publish {
-                store.publish_blob(&digest);
-            }
-        });
+    /// Writes a manifest when the burst is over.
+    fn write_behind(self: &Arc<Self>, manifest: &Manifest) {
+        if self.unwritten.push(manifest) {
+            let cache = Arc::clone(self);
+            self.tracker.spawn(async move {
+                let manifests = cache.unwritten.take_after_burst().await;
+                cache.store.disk.put_all(manifests).await;
+            });
+        }
     }
 
     /// A manifest that we or other replicas have.
     pub(super) async fn load(
-        &self,
+        self: &Arc<Self>,
         digest: &Digest,
         media_type: &MediaType,
     ) -> Result<Option<Arc<Manifest>>, CacheError> {
@@ -404,6 +401,9 @@ impl Cache {
         };
         let manifest = Arc::new(Manifest::from_store(bytes, media_type.clone(), *digest));
         self.manifests.insert(*digest, Arc::clone(&manifest));
+        if self.store.is_shared() && self.store.disk.stat(digest).is_none() {
+            self.write_behind(&manifest);
+        }
         Ok(Some(manifest))
     }
 
@@ -421,14 +421,8 @@ impl Cache {
         if !self.store.is_shared() {
             return Ok(None);
         }
-        let found = self
-            .store
-            .fleets_manifest(digest, self.manifest_limit)
-            .await;
-        if let Some(bytes) = &found {
-            self.write_behind(*digest, bytes.clone(), false);
-        }
-        Ok(found)
+        let limit = self.manifest_limit;
+        Ok(self.store.fleets_manifest(digest, limit).await)
     }
 }
 
@@ -447,18 +441,19 @@ impl ManifestAnswer {
 // === impl Accept ===
 
 impl<'a> Accept<'a> {
-    fn parse(lines: &[&'a str]) -> Self {
-        let ranges = lines.iter().flat_map(|line| line.split(','));
+    /// What its lines name, without parameters.
+    fn ranges(&self) -> impl Iterator<Item = &'a str> {
+        let ranges = self.0.iter().flat_map(|line| line.split(','));
         let types = ranges
             .filter_map(|range| range.split(';').next())
             .map(str::trim);
-        Accept(types.filter(|media_type| !media_type.is_empty()).collect())
+        types.filter(|media_type| !media_type.is_empty())
     }
 
     fn takes(&self, media_type: &MediaType) -> bool {
-        self.0.is_empty()
-            || self.0.iter().any(|range| {
-                matches!(*range, "*/*" | "application/*")
+        self.ranges().next().is_none()
+            || self.ranges().any(|range| {
+                matches!(range, "*/*" | "application/*")
                     || range.eq_ignore_ascii_case(media_type.as_str())
             })
     }
@@ -466,8 +461,8 @@ impl<'a> Accept<'a> {
     /// The types it names, without wild cards, in order: a key for those who ask alike. Bounded,
     /// and only proper types, because they become a header of our own request.
     fn types(&self) -> Vec<String> {
-        let named = self.0.iter().filter(|range| !range.contains('*'));
-        let types = named.filter_map(|range| MediaType::parse(range));
+        let named = self.ranges().filter(|range| !range.contains('*'));
+        let types = named.filter_map(MediaType::parse);
         let mut types: Vec<String> = types
             .map(|parsed| parsed.as_str().to_owned())
             .take(16)

@@ -7,7 +7,7 @@
 //! [`manifest`]: tags and how fresh they are, manifests by digest. [`blob`]: from the store, or
 //! through a fill. [`listing`]: tag lists and referrers. [`source`]: an upstream repository as a
 //! fill sees it. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
-//! said a moment ago.
+//! said a moment ago. [`unwritten`]: manifests on their way to the disk.
 
 mod access;
 mod blob;
@@ -17,6 +17,7 @@ mod listing;
 mod manifest;
 mod recent;
 mod source;
+mod unwritten;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,7 @@ pub use listing::{ReferrersAnswer, TagsAnswer};
 pub use manifest::ManifestAnswer;
 use manifest::{Fetched, TagKey};
 use recent::Recent;
+use unwritten::Unwritten;
 
 /// Manifests in memory, in bytes.
 const MANIFEST_MEMORY: u64 = 64 * 1024 * 1024;
@@ -79,6 +81,7 @@ pub struct Cache {
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
     manifests: Memory<Digest, Arc<Manifest>>,
+    unwritten: Unwritten,
     listings: Memory<listing::Key, listing::Listing>,
     recent: Recent,
     tag_looks: Flights<(Repository, Tag), Option<Arc<TagRecord>>>,
@@ -166,6 +169,7 @@ impl Cache {
                 .weigher(move |_, listing: &listing::Listing| weight(listing.weight()))
                 .time_to_live(parts.config.stale_for.max(parts.config.fresh_for))
                 .build(),
+            unwritten: Unwritten::default(),
             recent: Recent::new(parts.config.missing_for),
             tag_looks: Flights::new(tracker),
             tag_flights: Flights::new(tracker),

@@ -19,7 +19,7 @@ use crate::policy::Problem;
 const PLACES: [&str; 2] = ["portcullis.toml", "/etc/portcullis/portcullis.toml"];
 
 /// Keys that are documented for a later version.
-const LATER: [&str; 9] = [
+const LATER: [&str; 8] = [
     "admin_token",
     "admission",
     "credential",
@@ -27,7 +27,6 @@ const LATER: [&str; 9] = [
     "proxy",
     "proxy_filters",
     "ratelimit_floor",
-    "shared",
     "warm",
 ];
 

@@ -64,6 +64,8 @@ fn the_example_shows_the_defaults_and_every_key() {
         "[server]",
         "[server.tls]",
         "[store]",
+        "[store.shared]",
+        "[store.shared.peers]",
         "[tags]",
         "[fill]",
         "[limits]",
@@ -132,7 +134,7 @@ fn a_fault_says_where_it_is() {
         ),
         (
             "[store.shared]\nurl = \"az://x\"",
-            "store.shared: `shared` is not supported in this version",
+            "line 2, column 7: store.shared.url: \"az://x\" is no shared store",
         ),
         (
             "[egress]\nproxy = \"http://p\"",
@@ -182,6 +184,77 @@ fn a_fault_says_where_it_is() {
             "{text}\n{faults:#?}"
         );
     }
+}
+
+#[test]
+fn a_shared_store_that_cannot_work_is_found_without_asking_it() {
+    let azure = "[store.shared]\nurl = \"az://corp/images\"\n";
+    let s3 = "[store.shared]\nurl = \"s3://images\"\n";
+    let sas = "credential = \"sas\"\nsecret = \"sv=1&sig=x\"\n";
+    for (text, expected) in [
+        (
+            format!("{azure}credential = \"account-key\""),
+            "store.shared.secret: is needed",
+        ),
+        (
+            format!("{azure}credential = \"account-key\"\nsecret = \"not base64!\""),
+            "line 4, column 10: store.shared.secret: cannot be used: ",
+        ),
+        (
+            format!("{azure}credential = \"sas\"\nsecret = {{ file = \"/nowhere/sas\" }}"),
+            "store.shared.secret: /nowhere/sas",
+        ),
+        (
+            format!("{s3}{sas}"),
+            "line 3, column 14: store.shared.credential: of this kind is not for S3",
+        ),
+        (
+            format!("{s3}credential = \"account-key\"\nsecret = \"x\""),
+            "store.shared.key_id: is needed",
+        ),
+        (
+            format!("{s3}credential = \"emulator\""),
+            "store.shared.endpoint: is needed",
+        ),
+        (
+            format!("{azure}{sas}redirect = [\"10.0.0.0/8\"]"),
+            "line 5, column 12: store.shared.redirect: needs a credential that can sign",
+        ),
+        (
+            format!("{azure}{sas}prune_older_than = \"1h\""),
+            "line 5, column 20: store.shared.prune_older_than: must be at least 1d",
+        ),
+        (
+            format!("{azure}{sas}credentials = \"sas\""),
+            "store.shared.credentials: unknown field",
+        ),
+    ] {
+        let faults = faults(&text);
+        assert!(
+            faults.len() == 1 && faults[0].contains(expected),
+            "{text}\n{faults:#?}"
+        );
+    }
+    assert_eq!(faults(&format!("{azure}{sas}")), [""; 0]);
+}
+
+/// What the file for AKS has to offer for many replicas works when it is not a comment any more.
+#[test]
+fn the_shared_store_of_the_aks_example_loads() {
+    let text = include_str!("../../config/aks.toml");
+    let shared: String = text
+        .lines()
+        .skip_while(|line| *line != "# [store.shared]")
+        .take_while(|line| line.starts_with("# "))
+        .map(|line| format!("{}\n", line.trim_start_matches("# ")))
+        .collect();
+    let config: Config = toml::from_str(&shared).unwrap();
+    let shared = config.store.shared.expect("no [store.shared] in it");
+    assert_eq!(
+        shared.credential,
+        crate::store::object::Credential::WorkloadIdentity
+    );
+    assert!(shared.peers.is_some());
 }
 
 #[test]

@@ -11,6 +11,9 @@ use std::str::FromStr;
 
 use sha2::Digest as _;
 
+/// Hex digits of the longest digest.
+const LONGEST_HEX: usize = 128;
+
 /// The hash functions that the image specification registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
@@ -99,13 +102,19 @@ impl Digest {
     /// The lower-case hex part: 64 or 128 characters.
     #[must_use]
     pub fn hex(&self) -> String {
+        self.hex_in(&mut [0; LONGEST_HEX]).to_owned()
+    }
+
+    /// The same in memory that is there already: digests are in every path and every answer.
+    fn hex_in<'a>(&self, room: &'a mut [u8; LONGEST_HEX]) -> &'a str {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = String::with_capacity(self.as_bytes().len() * 2);
-        for byte in self.as_bytes() {
-            hex.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            hex.push(char::from(DIGITS[usize::from(byte & 15)]));
+        let bytes = self.as_bytes();
+        for (pair, byte) in room.chunks_exact_mut(2).zip(bytes) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
         }
-        hex
+        // Digits are always text.
+        str::from_utf8(&room[..bytes.len() * 2]).unwrap_or_default()
     }
 }
 
@@ -148,7 +157,9 @@ fn parse_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm(), self.hex())
+        f.write_str(self.algorithm().as_str())?;
+        f.write_str(":")?;
+        f.write_str(self.hex_in(&mut [0; LONGEST_HEX]))
     }
 }
 

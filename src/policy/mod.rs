@@ -16,10 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::{Image, Reference, Repository};
 
+mod index;
 mod pattern;
 mod refusal;
 mod rule;
 
+use index::Index;
 pub use pattern::{Hit, InvalidPattern, Pattern, RegistryPart};
 pub use refusal::Refusal;
 pub use rule::{Effect, RuleConfig};
@@ -86,6 +88,8 @@ pub struct Problem {
 pub struct Engine {
     default: Effect,
     rules: Vec<Rule>,
+    images: Index,
+    except: Index,
 }
 
 // === impl Config ===
@@ -134,6 +138,8 @@ impl Engine {
         if problems.is_empty() {
             Ok(Engine {
                 default: config.default,
+                images: Index::new(rules.iter().map(|rule| rule.images.as_slice())),
+                except: Index::new(rules.iter().map(|rule| rule.except.as_slice())),
                 rules,
             })
         } else {
@@ -150,8 +156,21 @@ impl Engine {
         let mut decided = None;
         // Whether some version of this repository may be allowed.
         let mut possible = None;
-        for rule in &self.rules {
-            match (rule.judge(&name, reference), rule.effect) {
+        let (images, except) = (self.images.find(&name), self.except.find(&name));
+        for images in images.chunk_by(|(a, _), (b, _)| a == b) {
+            let number = images[0].0;
+            let rule = &self.rules[number];
+            let start = except.partition_point(|(rule, _)| *rule < number);
+            let except = except[start..]
+                .iter()
+                .take_while(|(rule, _)| *rule == number);
+            let verdict = rule::judge(
+                images.iter().map(|(_, image)| &rule.images[*image]),
+                except.map(|(_, exception)| &rule.except[*exception]),
+                &name,
+                reference,
+            );
+            match (verdict, rule.effect) {
                 (Verdict::Unsure(_), Effect::Allow) => possible = Some(true),
                 (Verdict::Yes { by, unless }, effect) => {
                     decided = decided.or(Some((rule, by)));
@@ -192,7 +211,8 @@ impl Engine {
         let name = target.repository.to_string();
         let mut trail = Vec::new();
         for rule in &self.rules {
-            let verdict = rule.judge(&name, target.reference.as_ref());
+            let reference = target.reference.as_ref();
+            let verdict = rule::judge(rule.images.iter(), rule.except.iter(), &name, reference);
             let why = match verdict {
                 Verdict::No => "no pattern matches".to_owned(),
                 Verdict::Excepted(pattern) => format!("excepts {pattern}"),

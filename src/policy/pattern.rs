@@ -20,7 +20,23 @@ pub struct Pattern {
     registry: RegistryPart,
     /// Over `registry/repository`.
     name: Glob,
+    /// Segments in front of what a replacement keeps of a name.
+    replaced: usize,
     version: Version,
+}
+
+/// Where to look for a pattern, given a name: one that is nowhere there cannot match it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key<'a> {
+    /// Under the whole name.
+    Name(&'a str),
+    /// Under the segments that it starts with, down to their slash.
+    Start(&'a str),
+    /// Under its last segment.
+    End(&'a str),
+    /// Under the end of its registry, from a dot on.
+    Domain(&'a str),
+    Anywhere,
 }
 
 /// Which registries a pattern can match.
@@ -52,7 +68,8 @@ enum Glob {
     Exact(String),
     /// Everything that starts so, down to the slash.
     Under(String),
-    Like(GlobMatcher),
+    /// The text is the glob's own.
+    Like(String, GlobMatcher),
 }
 
 #[derive(Clone, Debug)]
@@ -97,10 +114,15 @@ impl Pattern {
             (None, Some(tag)) => Version::Tag(tag_glob(text, tag)?),
             (None, None) => Version::Any,
         };
+        let replaced = match name.strip_suffix("**") {
+            Some(start) => start.matches('/').count(),
+            None => 1,
+        };
         Ok(Pattern {
             text: text.to_owned(),
             registry,
             name: Glob::new(text, &name)?,
+            replaced,
             version,
         })
     }
@@ -136,14 +158,15 @@ impl Pattern {
         }
     }
 
-    /// What of `name` the pattern's final `**` stands for; the repository when it has none.
+    /// What of a name that matches is kept when the rest is replaced: what the final `**` stands
+    /// for; without one the repository.
     #[must_use]
     pub fn remainder<'a>(&self, name: &'a str) -> &'a str {
-        let named = match self.text.strip_suffix("**") {
-            Some(prefix) => prefix.matches('/').count(),
-            None => 1,
-        };
-        name.splitn(named + 1, '/').last().unwrap_or(name)
+        name.splitn(self.replaced + 1, '/').last().unwrap_or(name)
+    }
+
+    pub(super) fn key(&self) -> Key<'_> {
+        self.name.key()
     }
 }
 
@@ -223,11 +246,8 @@ impl Glob {
             Some(prefix) if !prefix.contains('*') => Glob::Under(format!("{prefix}/")),
             _ => {
                 let compiled = GlobBuilder::new(glob).literal_separator(true).build();
-                Glob::Like(
-                    compiled
-                        .map_err(|error| invalid(text, &error.to_string()))?
-                        .compile_matcher(),
-                )
+                let compiled = compiled.map_err(|error| invalid(text, &error.to_string()))?;
+                Glob::Like(glob.to_owned(), compiled.compile_matcher())
             }
         })
     }
@@ -237,7 +257,31 @@ impl Glob {
             Glob::Any => true,
             Glob::Exact(exact) => exact == text,
             Glob::Under(prefix) => text.starts_with(prefix.as_str()),
-            Glob::Like(matcher) => matcher.is_match(text),
+            Glob::Like(_, matcher) => matcher.is_match(text),
+        }
+    }
+
+    fn key(&self) -> Key<'_> {
+        let glob = match self {
+            Glob::Any => return Key::Anywhere,
+            Glob::Exact(name) => return Key::Name(name),
+            Glob::Under(start) => return Key::Start(start),
+            Glob::Like(glob, _) => glob,
+        };
+        // The last segment tells most names apart, then the first ones.
+        let last = glob.rsplit('/').next().unwrap_or(glob);
+        if !last.contains('*') {
+            return Key::End(last);
+        }
+        let literal = glob.split('*').next().unwrap_or(glob);
+        if let Some(slash) = literal.rfind('/') {
+            return Key::Start(&literal[..=slash]);
+        }
+        let registry = glob.split('/').next().unwrap_or(glob);
+        let domain = registry.rsplit('*').next().unwrap_or(registry);
+        match domain.find('.') {
+            Some(dot) => Key::Domain(&domain[dot..]),
+            None => Key::Anywhere,
         }
     }
 }

@@ -148,22 +148,27 @@ impl Rule {
             contact: config.contact.clone(),
         }
     }
+}
 
-    /// `name` is `registry/repository`.
-    pub(super) fn judge(&self, name: &str, reference: Option<&Reference>) -> Verdict<'_> {
-        let (hit, by) = first_hit(&self.images, name, reference);
-        let Some(by) = by else { return Verdict::No };
-        match (hit, first_hit(&self.except, name, reference)) {
-            (_, (Hit::Yes, Some(exception))) => Verdict::Excepted(exception),
-            (Hit::Yes, (_, unless)) => Verdict::Yes { by, unless },
-            _ => Verdict::Unsure(by),
-        }
+/// What the patterns of a rule say about `name`, which is `registry/repository`.
+pub(super) fn judge<'a>(
+    images: impl Iterator<Item = &'a Pattern>,
+    except: impl Iterator<Item = &'a Pattern>,
+    name: &str,
+    reference: Option<&Reference>,
+) -> Verdict<'a> {
+    let (hit, by) = first_hit(images, name, reference);
+    let Some(by) = by else { return Verdict::No };
+    match (hit, first_hit(except, name, reference)) {
+        (_, (Hit::Yes, Some(exception))) => Verdict::Excepted(exception),
+        (Hit::Yes, (_, unless)) => Verdict::Yes { by, unless },
+        _ => Verdict::Unsure(by),
     }
 }
 
 /// The first pattern that surely matches, else the first that may.
 fn first_hit<'a>(
-    patterns: &'a [Pattern],
+    patterns: impl Iterator<Item = &'a Pattern>,
     name: &str,
     reference: Option<&Reference>,
 ) -> (Hit, Option<&'a Pattern>) {

@@ -376,7 +376,13 @@ const PATTERNS: &[&str] = &[
 ];
 
 fn rules() -> impl Strategy<Value = Vec<RuleConfig>> {
-    let pattern = || select(PATTERNS).prop_map(str::to_owned);
+    rules_of(|| select(PATTERNS).prop_map(str::to_owned))
+}
+
+fn rules_of<S>(pattern: impl Fn() -> S) -> impl Strategy<Value = Vec<RuleConfig>>
+where
+    S: Strategy<Value = String>,
+{
     let rule = (
         prop::collection::vec(pattern(), 1..3),
         prop::collection::vec(pattern(), 0..2),
@@ -397,7 +403,54 @@ fn rules() -> impl Strategy<Value = Vec<RuleConfig>> {
     })
 }
 
+/// A pattern with every kind of wildcard in every place, over few enough names to match often.
+fn any_pattern() -> impl Strategy<Value = String> {
+    let registry = select(&["a.io", "b.io", "*.io", "*", "a.*", "x.a.io", "*a.io"]);
+    let segment = || select(&["a", "b", "ab", "*", "a*", "*b", "**"]);
+    let path = prop::collection::vec(segment(), 1..4);
+    let version = select(&["", "", "", ":1", ":*", ":1*", "@*"]);
+    let named = (registry, path, version)
+        .prop_map(|(registry, path, version)| format!("{registry}/{}{version}", path.join("/")));
+    prop_oneof![
+        8 => named,
+        1 => select(&["**", "**:1", "**/a", "**/a/**", "**/*b:1"]).prop_map(str::to_owned),
+    ]
+}
+
+fn any_image() -> impl Strategy<Value = String> {
+    let registry = select(&["a.io", "b.io", "x.a.io", "c.com"]);
+    let path = prop::collection::vec(select(&["a", "b", "ab", "ba", "c"]), 1..4);
+    let version = select(&[":1", ":12", ":2", "?", "@"]);
+    (registry, path, version).prop_map(|(registry, path, version)| {
+        let version = if version == "@" {
+            format!("@{DIGEST}")
+        } else {
+            version.to_owned()
+        };
+        format!("{registry}/{}{version}", path.join("/"))
+    })
+}
+
+fn any_rules() -> impl Strategy<Value = Vec<RuleConfig>> {
+    rules_of(any_pattern)
+}
+
 proptest! {
+    /// Looking rules up is the same as reading them from top to bottom.
+    #[test]
+    fn the_index_hides_nothing(rules in any_rules(), images in prop::collection::vec(any_image(), 1..20), open: bool) {
+        let default = if open { Effect::Allow } else { Effect::Deny };
+        let config = Config { default, rules };
+        let indexed = Engine::compile(&config).unwrap();
+        let mut naive = Engine::compile(&config).unwrap();
+        naive.images = Index::flat(naive.rules.iter().map(|rule| rule.images.as_slice()));
+        naive.except = Index::flat(naive.rules.iter().map(|rule| rule.except.as_slice()));
+        for image in images {
+            let (one, other) = (evaluate(&indexed, &image), evaluate(&naive, &image));
+            prop_assert_eq!(format!("{one:?}"), format!("{other:?}"), "{}", image);
+        }
+    }
+
     /// With a tag nothing is unsure, so a plain loop is the whole truth.
     #[test]
     fn the_first_match_wins(rules in rules(), repository in select(&["quay.io/a", "quay.io/b", "ghcr.io/b", "x.example/c"]), tag in select(&["1", "2", "3"])) {

@@ -218,7 +218,8 @@ impl Disk {
 // === impl Disk: keeping ===
 
 impl Disk {
-    /// Keeps `bytes`, a manifest most of the time, under their digest. Done already is fine.
+    /// Keeps `bytes`, a manifest most of the time, under their digest. Done already is fine. Where
+    /// replicas share a store, they are on their way there from now on.
     ///
     /// # Errors
     ///
@@ -229,7 +230,21 @@ impl Disk {
         blocking(move || disk.faults.noted(disk.put_file(&digest, &bytes))).await
     }
 
-    fn put_file(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+    /// The same for many at once, on one thread; who calls does not learn what failed. That is
+    /// noted, and the others are kept all the same.
+    pub async fn put_all(self: &Arc<Self>, blobs: Vec<(Digest, Bytes)>) {
+        let disk = Arc::clone(self);
+        let work = move || {
+            for (digest, bytes) in blobs {
+                let _ = disk.faults.noted(disk.put_file(&digest, &bytes));
+            }
+            Ok(())
+        };
+        // An error means that the process is ending.
+        let _ = blocking(work).await;
+    }
+
+    fn put_file(self: &Arc<Self>, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         if Digest::of(digest.algorithm(), bytes) != *digest {
             return Err(StoreError::WrongBytes(*digest));
         }
@@ -243,8 +258,15 @@ impl Disk {
             result => result,
         };
         let file = result.map_err(StoreError::io(format!("keep {digest}")))?;
+        if let Some(uploads) = self.uploads() {
+            let hold = self.hold(digest, UPLOAD);
+            uploads.note(&Item::Blob(*digest), Some(Box::new(hold)));
+        }
         self.sync_soon(digest, &file);
-        self.keep_below_limit();
+        // Spools and quarantine are counted by the next round: that takes a walk.
+        if self.with_index(|index| index.size()) > self.max_size {
+            self.keep_below_limit();
+        }
         Ok(())
     }
 

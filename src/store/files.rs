@@ -218,6 +218,13 @@ impl Drop for Temporary {
 // === impl Change ===
 
 impl Change {
+    /// The file that it is about.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Change::Append(path, _) | Change::Replace(path, _) => path,
+        }
+    }
+
     /// Blocks. Waits for no fsync.
     pub(super) fn apply(self, layout: &Layout) -> Result<(), StoreError> {
         let (path, result) = match self {

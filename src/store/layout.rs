@@ -61,6 +61,11 @@ impl Layout {
         self.root.join("v1/quarantine")
     }
 
+    /// The directory of what is known of all repositories.
+    pub(super) fn repos(&self) -> PathBuf {
+        self.root.join("v1/repos")
+    }
+
     pub(super) fn links(&self, repository: &Repository) -> PathBuf {
         self.repository(repository).join("_links")
     }
@@ -78,7 +83,7 @@ impl Layout {
     }
 
     fn repository(&self, repository: &Repository) -> PathBuf {
-        let mut path = self.root.join("v1/repos");
+        let mut path = self.repos();
         path.push(repository.registry.as_str());
         path.push(repository.name.as_str());
         path

@@ -21,7 +21,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::StoreError;
 use super::files::{Change, Faults, found, unix_now};
 use super::layout::Layout;
+use super::present::Present;
 use super::shelf::{Kept, Shelf};
 use crate::oci::{Digest, MediaType, Reference, Repository};
 
@@ -72,9 +73,9 @@ struct Known {
 // === impl Links ===
 
 impl Links {
-    pub(super) fn new(layout: Layout, faults: Arc<Faults>) -> Self {
+    pub(super) fn new(layout: Layout, faults: Arc<Faults>, present: Arc<Present>) -> Self {
         Links {
-            shelf: Shelf::new(layout, faults, IN_MEMORY),
+            shelf: Shelf::new(layout, faults, present, IN_MEMORY),
         }
     }
 
@@ -304,6 +305,10 @@ fn read_lines(path: &Path, mut read: impl FnMut(&str) -> Option<()>) -> io::Resu
 
 impl Kept for Known {
     type Key = Repository;
+
+    fn files(layout: &Layout, repository: &Repository) -> Vec<PathBuf> {
+        vec![layout.links(repository), layout.led(repository)]
+    }
 
     fn load(layout: &Layout, repository: &Repository, faults: &Faults) -> Self {
         let mut known = Known::default();

@@ -29,6 +29,7 @@ mod layout;
 pub mod links;
 pub mod object;
 mod open;
+mod present;
 mod publish;
 mod records;
 mod shelf;
@@ -58,8 +59,9 @@ pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};
 pub use uploads::Keep;
 
-use files::Faults;
+use files::{Faults, blocking};
 use layout::Layout;
+use present::Present;
 use tier::Tier;
 use uploads::{Item, Uploads};
 
@@ -87,6 +89,7 @@ pub struct Store {
     pub shared: Option<Arc<Shared>>,
     /// The same with what is on its way there.
     tier: Option<Arc<Tier>>,
+    present: Arc<Present>,
 }
 
 /// Bytes that lie in a file already: the currency of blob answers, which become writes to a socket
@@ -220,6 +223,7 @@ impl Store {
         let layout = Layout::new(&config.path);
         let faults = Arc::new(Faults::new(Arc::clone(&metrics)));
         let disk = Disk::open(config, Arc::clone(&faults))?;
+        let present = Arc::new(Present::default());
         let mut tier = None;
         if let Some(shared) = &shared {
             let uploads = Arc::new(Uploads::open(layout.clone(), Arc::clone(&faults))?);
@@ -240,10 +244,11 @@ impl Store {
         disk.keep_below_limit();
         Ok(Arc::new(Store {
             disk,
-            links: Links::new(layout.clone(), Arc::clone(&faults)),
-            tags: Tags::new(layout, faults),
+            links: Links::new(layout.clone(), Arc::clone(&faults), Arc::clone(&present)),
+            tags: Tags::new(layout, faults, Arc::clone(&present)),
             shared,
             tier,
+            present,
         }))
     }
 
@@ -253,11 +258,21 @@ impl Store {
     /// [`Store::close`].
     pub async fn run(self: &Arc<Self>, token: CancellationToken) {
         tokio::join!(
+            token.run_until_cancelled(self.find_files()),
             self.disk.run(token.clone()),
             self.links.run(token.clone()),
             self.tags.run(token.clone()),
-            self.publish(token)
+            self.publish(token.clone())
         );
+    }
+
+    /// Learns once which files of links and tags there are.
+    async fn find_files(&self) {
+        let (present, root) = (Arc::clone(&self.present), self.disk.layout.repos());
+        let what = format!("read {}", root.display());
+        let found = blocking(move || present.walk(&root).map_err(StoreError::io(what))).await;
+        // Without it every look goes to the disk.
+        let _ = self.disk.faults.noted(found);
     }
 
     /// Writes what is still in memory and marks the store as closed in good order, so that the

@@ -168,6 +168,10 @@ impl Store {
             return Ok(PublishResult::Gone);
         };
         let (shared, size) = (&tier.shared, blob.len());
+        // It came from there, or went there with the answer.
+        if tier.has_seen(digest) == Some(size) {
+            return Ok(PublishResult::Present);
+        }
         let result = match shared.stat(digest).await? {
             Some(there) if there == size => PublishResult::Present,
             there => {

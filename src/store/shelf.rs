@@ -8,7 +8,8 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -18,18 +19,24 @@ use tokio_util::sync::CancellationToken;
 use super::StoreError;
 use super::files::{Change, Faults, blocking, lock};
 use super::layout::Layout;
+use super::present::Present;
 
 /// Cells that may wait for the writer. When there are more, a change waits in its cell for the
 /// next change of it.
 const MOST_DIRTY: usize = 16 * 1024;
 
-/// How long a change waits for others: what a burst of pulls changes becomes one write, and does
-/// not compete with the answers.
-const BURST: Duration = Duration::from_millis(500);
+/// Changes are written when nothing else has changed for so long: what a burst of pulls changes
+/// does not compete with its answers.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How many pauses they wait for at most.
+const MOST_PAUSES: usize = 4;
 
 /// What lies on a shelf.
 pub(super) trait Kept: Debug + Default + Send + 'static {
     type Key: Clone + Debug + Eq + Hash + Send + Sync + 'static;
+
+    /// Where it is kept. Where none of these files is, there is nothing to load.
+    fn files(layout: &Layout, key: &Self::Key) -> Vec<PathBuf>;
 
     /// Reads what was kept; nothing, when there is nothing or it cannot be read. Blocks.
     fn load(layout: &Layout, key: &Self::Key, faults: &Faults) -> Self;
@@ -51,6 +58,7 @@ pub(super) struct Shelf<V: Kept> {
 struct Inner<V: Kept> {
     layout: Layout,
     faults: Arc<Faults>,
+    present: Arc<Present>,
     live: Mutex<Live<V>>,
     dirty: Mutex<Vec<Arc<Cell<V>>>>,
     wake: Notify,
@@ -70,6 +78,8 @@ struct Live<V: Kept> {
 pub(super) struct Cell<V: Kept> {
     key: V::Key,
     value: Mutex<V>,
+    /// What memory takes it for, in entries.
+    weighed: AtomicUsize,
     dirty: AtomicBool,
 }
 
@@ -77,20 +87,20 @@ pub(super) struct Cell<V: Kept> {
 
 impl<V: Kept> Shelf<V> {
     /// Keeps about `entries` entries in memory.
-    pub(super) fn new(layout: Layout, faults: Arc<Faults>, entries: u64) -> Self {
+    pub(super) fn new(
+        layout: Layout,
+        faults: Arc<Faults>,
+        present: Arc<Present>,
+        entries: u64,
+    ) -> Self {
         let cells = moka::future::Cache::builder()
             .max_capacity(entries)
-            .weigher(|_, cell: &Arc<Cell<V>>| {
-                lock(&cell.value)
-                    .weight()
-                    .saturating_add(1)
-                    .try_into()
-                    .unwrap_or(u32::MAX)
-            })
+            .weigher(|_, cell: &Arc<Cell<V>>| cell.weigh())
             .build();
         let inner = Inner {
             layout,
             faults,
+            present,
             live: Mutex::new(Live {
                 cells: HashMap::new(),
                 prune_at: 1024,
@@ -119,8 +129,9 @@ impl<V: Kept> Shelf<V> {
         let changed = change(&mut lock(&cell.value));
         if changed {
             self.inner.save_soon(&cell);
-            // It may have grown: weigh it again.
-            self.cells.insert(key.clone(), cell).await;
+            if cell.has_outgrown() {
+                self.cells.insert(key.clone(), cell).await;
+            }
         }
     }
 
@@ -148,7 +159,13 @@ impl<V: Kept> Shelf<V> {
     pub(super) async fn run(&self, token: CancellationToken) {
         let burst = async || {
             self.inner.wake.notified().await;
-            tokio::time::sleep(BURST).await;
+            for _ in 0..MOST_PAUSES {
+                let before = lock(&self.inner.dirty).len();
+                tokio::time::sleep(PAUSE).await;
+                if lock(&self.inner.dirty).len() == before {
+                    break;
+                }
+            }
         };
         while token.run_until_cancelled(burst()).await.is_some() {
             self.flush().await;
@@ -164,12 +181,19 @@ impl<V: Kept> Inner<V> {
         if let Some(cell) = found {
             return cell;
         }
-        let (inner, owned) = (Arc::clone(&self), key.clone());
-        let loaded = blocking(move || Ok(V::load(&inner.layout, &owned, &inner.faults))).await;
+        let files = V::files(&self.layout, key);
+        let value = if files.iter().any(|file| self.present.may_have(file)) {
+            let (inner, owned) = (Arc::clone(&self), key.clone());
+            let loaded = blocking(move || Ok(V::load(&inner.layout, &owned, &inner.faults))).await;
+            // An error means that the process is ending.
+            loaded.unwrap_or_default()
+        } else {
+            V::default()
+        };
         let cell = Arc::new(Cell {
             key: key.clone(),
-            // An error means that the process is ending.
-            value: Mutex::new(loaded.unwrap_or_default()),
+            value: Mutex::new(value),
+            weighed: AtomicUsize::new(0),
             dirty: AtomicBool::new(false),
         });
         lock(&self.live).insert(&cell);
@@ -202,11 +226,29 @@ impl<V: Kept> Inner<V> {
             cell.dirty.store(false, Ordering::Release);
             let changes = lock(&cell.value).take_changes(&self.layout, &cell.key);
             for change in changes {
+                self.present.add(change.path());
                 if let Err(error) = change.apply(&self.layout) {
                     self.faults.note(&error);
                 }
             }
         }
+    }
+}
+
+// === impl Cell ===
+
+impl<V: Kept> Cell<V> {
+    fn weigh(&self) -> u32 {
+        let weight = lock(&self.value).weight();
+        self.weighed.store(weight, Ordering::Relaxed);
+        weight.saturating_add(1).try_into().unwrap_or(u32::MAX)
+    }
+
+    /// Whether it has to be weighed again. An eighth more is let pass: weighing changes the table of
+    /// all cells, and in a burst one repository grows with every answer.
+    fn has_outgrown(&self) -> bool {
+        let weighed = self.weighed.load(Ordering::Relaxed);
+        lock(&self.value).weight() > weighed + weighed / 8
     }
 }
 

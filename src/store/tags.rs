@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::StoreError;
 use super::files::{Change, Faults, blocking, found, unix_now};
 use super::layout::Layout;
+use super::present::Present;
 use super::shelf::{Kept, Shelf};
 use crate::oci::{Digest, MediaType, Repository, Tag};
 
@@ -56,7 +58,7 @@ pub struct TagEntry {
     pub last_seen: i64,
 }
 
-/// What a tag has pointed to, for each variant, newest last.
+/// What a tag has pointed to, for each variant, newest last: at most 64, thinned out evenly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TagRecord {
     variants: BTreeMap<Variant, Vec<TagEntry>>,
@@ -165,12 +167,9 @@ impl TagRecord {
         first.is_some_and(|entry| entry.first_seen == entry.last_seen) && entries.next().is_none()
     }
 
-    /// The same with at most 64 entries for each variant, the newest.
+    /// The same with at most 64 entries for each variant.
     pub(super) fn bounded(mut self) -> Self {
-        for entries in self.variants.values_mut() {
-            let surplus = entries.len().saturating_sub(MOST_ENTRIES);
-            entries.drain(..surplus);
-        }
+        self.variants.values_mut().for_each(thin_out);
         self
     }
 
@@ -202,8 +201,7 @@ impl TagRecord {
         clamp(entries, entry.last_seen.saturating_sub(1));
         self.checked = entry.last_seen;
         entries.push(entry);
-        let surplus = entries.len().saturating_sub(MOST_ENTRIES);
-        entries.drain(..surplus);
+        thin_out(entries);
     }
 
     /// What a file said, with times that lie in the future taken for now.
@@ -214,6 +212,25 @@ impl TagRecord {
         }
         self
     }
+}
+
+fn thin_out(entries: &mut Vec<TagEntry>) {
+    while entries.len() > MOST_ENTRIES {
+        entries.remove(least_missed(entries));
+    }
+}
+
+/// The entry between the oldest and the newest that tells least: its neighbours are closest in
+/// time. A tag that moves every hour so still has a history of months, which `min_age` needs.
+fn least_missed(entries: &[TagEntry]) -> usize {
+    let gap = |neighbours: &[TagEntry]| {
+        neighbours[2]
+            .last_seen
+            .saturating_sub(neighbours[0].last_seen)
+    };
+    let gaps = entries.windows(3).map(gap).enumerate();
+    gaps.min_by_key(|(_, gap)| *gap)
+        .map_or(0, |(index, _)| index + 1)
 }
 
 /// Brings times down to `latest` without changing the order.
@@ -228,8 +245,8 @@ fn clamp(entries: &mut [TagEntry], mut latest: i64) {
 // === impl Tags ===
 
 impl Tags {
-    pub(super) fn new(layout: Layout, faults: Arc<Faults>) -> Self {
-        let shelf = Shelf::new(layout.clone(), Arc::clone(&faults), IN_MEMORY);
+    pub(super) fn new(layout: Layout, faults: Arc<Faults>, present: Arc<Present>) -> Self {
+        let shelf = Shelf::new(layout.clone(), Arc::clone(&faults), present, IN_MEMORY);
         Tags {
             layout,
             faults,
@@ -369,6 +386,10 @@ impl Slot {
 
 impl Kept for Slot {
     type Key = (Repository, Tag);
+
+    fn files(layout: &Layout, (repository, tag): &Self::Key) -> Vec<PathBuf> {
+        vec![layout.tag(repository, tag)]
+    }
 
     fn load(layout: &Layout, (repository, tag): &Self::Key, faults: &Faults) -> Self {
         let path = layout.tag(repository, tag);

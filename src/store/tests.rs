@@ -51,11 +51,11 @@ impl Dir {
     }
 
     pub(super) fn links(&self) -> Links {
-        Links::new(self.layout(), self.faults())
+        Links::new(self.layout(), self.faults(), Arc::default())
     }
 
     pub(super) fn tags(&self) -> Tags {
-        Tags::new(self.layout(), self.faults())
+        Tags::new(self.layout(), self.faults(), Arc::default())
     }
 
     pub(super) fn open(&self) -> Arc<Store> {

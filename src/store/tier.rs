@@ -84,9 +84,12 @@ impl Tier {
 
     /// The blob is in the shared store.
     pub(super) fn saw(&self, digest: &Digest, size: u64) {
-        if !self.redirect.is_empty() {
-            self.seen.insert(*digest, size);
-        }
+        self.seen.insert(*digest, size);
+    }
+
+    /// Its size in bytes, if it was seen there a moment ago.
+    pub(super) fn has_seen(&self, digest: &Digest) -> Option<u64> {
+        self.seen.get(digest)
     }
 
     /// Says that the shared store failed, once a minute at most.
@@ -143,6 +146,7 @@ impl Tier {
         // What takes longer is finished behind the answer.
         let _ = tokio::time::timeout(SEEN_BY_ALL, all).await;
         if kept {
+            self.saw(manifest.digest(), manifest.bytes().len() as u64);
             let (kind, result) = (SharedKind::Blob, PublishResult::Done);
             let labels = PublishLabels { kind, result };
             self.metrics.shared_published.get_or_create(&labels).inc();
@@ -242,8 +246,10 @@ impl Store {
         let small = |bytes: &Bytes| bytes.len() as u64 <= limit;
         let bytes = tier.found(SharedKind::Blob, found).filter(small)?;
         if Digest::of(digest.algorithm(), &bytes) == *digest {
+            tier.saw(digest, bytes.len() as u64);
             return Some(bytes);
         }
+        tier.seen.invalidate(digest);
         tier.count(SharedKind::Blob, LookupResult::Wrong);
         tracing::warn!(%digest, "a wrong object in the shared store is set aside");
         if let Err(error) = tier.shared.quarantine(digest).await {
@@ -298,8 +304,8 @@ impl Store {
     /// it, notes what leads to it and where it leads, and when the tag pointed to it.
     ///
     /// Returns when other replicas see all that, at most half a second later. False: its bytes are
-    /// not in the shared store yet and should be [published](Store::publish_blob) when they are on
-    /// disk.
+    /// not in the shared store yet; they go there when they are put on disk, or are
+    /// [published](Store::publish_blob) from there.
     pub async fn add_manifest(
         &self,
         repository: &Repository,
@@ -362,7 +368,7 @@ impl Store {
     /// secret. None: the blob is not there, or it cannot be signed.
     pub async fn elsewhere(&self, digest: &Digest) -> Option<Url> {
         let tier = self.tier.as_ref()?;
-        let there = if let Some(size) = tier.seen.get(digest) {
+        let there = if let Some(size) = tier.has_seen(digest) {
             size
         } else {
             let size = tier.found(SharedKind::Blob, tier.shared.stat(digest).await)?;

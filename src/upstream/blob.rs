@@ -1,10 +1,12 @@
 //! Blob bodies: a range of a blob, exactly the one that was asked for, chunk by chunk.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::CONTENT_RANGE;
+use tokio::time::Instant;
 
 use super::request::Answer;
 use super::{UpstreamError, UpstreamErrorKind};
@@ -27,6 +29,20 @@ pub struct BlobBody {
     answer: Answer,
     registry: String,
     left: Left,
+    pace: Pace,
+}
+
+/// A body that drips keeps a connection and its readers as surely as a silent one: less than
+/// 10 KiB/s over a minute of waiting is no better than silence.
+const PACE_OVER: Duration = Duration::from_secs(60);
+const PACE_BYTES: u64 = 60 * 10 * 1024;
+
+/// How fast a body comes. Only time that was spent waiting for it counts: a reader that takes its
+/// time is not the upstream's fault.
+#[derive(Debug, Default)]
+struct Pace {
+    waited: Duration,
+    bytes: u64,
 }
 
 /// What may still come.
@@ -78,6 +94,7 @@ impl BlobResponse {
             answer,
             registry: registry.to_owned(),
             left,
+            pace: Pace::default(),
         };
         Ok(BlobResponse { range, total, body })
     }
@@ -89,11 +106,12 @@ impl BlobBody {
     /// The next chunk, as it came from the connection; None at the end, which is the end that the
     /// header announced.
     ///
-    /// Fails when the connection is cut, stays silent for `limits.idle`, or has more than was
-    /// announced. Cancel-safe.
+    /// Fails when the connection is cut, stays silent for `limits.idle`, brings less than 10 KiB/s
+    /// over a minute, or has more than was announced. Cancel-safe.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let asked = Instant::now();
         let result = match self.answer.chunk().await {
-            Ok(chunk) => self.count(chunk),
+            Ok(chunk) => self.count(chunk, asked.elapsed()),
             Err(kind) => Err(kind),
         };
         result.map_err(|kind| UpstreamError {
@@ -102,12 +120,24 @@ impl BlobBody {
         })
     }
 
-    fn count(&mut self, chunk: Option<Bytes>) -> Result<Option<Bytes>, UpstreamErrorKind> {
+    fn count(
+        &mut self,
+        chunk: Option<Bytes>,
+        waited: Duration,
+    ) -> Result<Option<Bytes>, UpstreamErrorKind> {
         let (Left::Exactly(left) | Left::AtMost(left)) = &mut self.left;
         match &chunk {
             Some(bytes) => match left.checked_sub(bytes.len() as u64) {
-                Some(less) => *left = less,
                 None => return Err(self.answer.invalid("sends more than it announced")),
+                Some(less) => {
+                    *left = less;
+                    if less > 0 && !self.pace.holds(waited, bytes.len() as u64) {
+                        let host = self.answer.host();
+                        return Err(UpstreamErrorKind::TimedOut(format!(
+                            "{host} sends less than 10 KiB/s"
+                        )));
+                    }
+                }
             },
             None => {
                 if matches!(self.left, Left::Exactly(1..)) {
@@ -119,5 +149,42 @@ impl BlobBody {
             }
         }
         Ok(chunk)
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    /// Counts a chunk and the time that it was waited for; false when it is too slow.
+    fn holds(&mut self, waited: Duration, bytes: u64) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        if self.waited < PACE_OVER {
+            return true;
+        }
+        let Pace { bytes, .. } = std::mem::take(self);
+        bytes >= PACE_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drip_is_found_after_a_minute_of_waiting_and_a_slow_reader_is_none() {
+        let second = Duration::from_secs(1);
+        let lasts = |bytes, waited| {
+            let mut pace = Pace::default();
+            (0..600).find(|_| !pace.holds(waited, bytes))
+        };
+        assert_eq!(lasts(10 * 1024, second), None);
+        assert_eq!(lasts(10 * 1024 - 1, second), Some(59));
+        assert_eq!(lasts(1, Duration::ZERO), None, "nobody waited");
+
+        // A minute that was good enough does not make up for the next.
+        let mut pace = Pace::default();
+        assert!((0..60).all(|_| pace.holds(second, 1 << 20)));
+        assert!(!(0..60).all(|_| pace.holds(second, 1)));
     }
 }

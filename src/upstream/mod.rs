@@ -22,6 +22,7 @@ mod egress;
 pub mod error;
 mod http;
 pub mod known;
+mod referrers;
 mod registries;
 mod request;
 mod retry;
@@ -239,43 +240,6 @@ impl Upstream {
     ) -> Result<BlobResponse, UpstreamErrorKind> {
         let limit = self.transport.limits.blob_size;
         BlobResponse::judge(answer, range, self.registry.as_str(), limit)
-    }
-
-    /// The referrers of a digest as the upstream's index, at most `limits.manifest_size` bytes;
-    /// None where the upstream does not have that part of the API.
-    pub async fn referrers(
-        &self,
-        name: &RepositoryName,
-        digest: &Digest,
-    ) -> Result<Option<Bytes>, UpstreamError> {
-        let call = Call {
-            kind: UpstreamRequest::Referrers,
-            method: Method::GET,
-            path: format!("/v2/{name}/referrers/{digest}"),
-            headers: header(ACCEPT, "application/vnd.oci.image.index.v1+json"),
-        };
-        self.bounded(call.kind, retrying(|| self.try_referrers(name, &call)))
-            .await
-    }
-
-    async fn try_referrers(
-        &self,
-        name: &RepositoryName,
-        call: &Call,
-    ) -> Result<Option<Bytes>, UpstreamErrorKind> {
-        let answer = self.ask(name, call).await?;
-        // 404 by the specification; the others are how older registries say the same.
-        if matches!(answer.status().as_u16(), 400 | 404 | 405 | 501) {
-            answer.drain().await;
-            return Ok(None);
-        }
-        let limit = self.transport.limits.manifest_size;
-        answer
-            .success()
-            .await?
-            .read(limit, "a list of referrers")
-            .await
-            .map(Some)
     }
 
     /// A permit to have one more body in flight; waits for it. For the first fetcher of a fill.

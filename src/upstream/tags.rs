@@ -82,7 +82,7 @@ impl Upstream {
 
 /// The query of the link to the next page (RFC 8288). Only the query: path and host are ours to
 /// choose, so that no link can send us anywhere else.
-fn next_query(answer: &Answer) -> Option<String> {
+pub(super) fn next_query(answer: &Answer) -> Option<String> {
     let (target, parameters) = answer.header(LINK)?.strip_prefix('<')?.split_once('>')?;
     let is_next = parameters.split(';').any(|parameter| {
         let (name, value) = parameter.split_once('=').unwrap_or_default();

@@ -20,6 +20,7 @@ mod support;
 
 mod cold_blob;
 mod commands;
+mod contract;
 mod credentials;
 mod deploy;
 mod e2e;
@@ -29,6 +30,7 @@ mod links;
 mod manifests;
 mod policy;
 mod ranges;
+mod replicas_tags;
 mod restart;
 mod routing;
 mod stopping;

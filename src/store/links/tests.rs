@@ -127,7 +127,7 @@ async fn a_layer_is_led_by_every_tag_above_it() {
 async fn nothing_is_forgotten_between_memory_and_file() {
     let dir = Dir::new();
     let links = Links {
-        shelf: Shelf::new(dir.layout(), dir.faults(), 0),
+        shelf: Shelf::new(dir.layout(), dir.faults(), Arc::default(), 0),
     };
     let here = repository("docker.io/library/a");
     links.add_link(&here, &digest(1), None).await;

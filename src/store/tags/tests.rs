@@ -101,14 +101,22 @@ fn what_was_seen_last_is_newest_whatever_the_clock_says() {
     assert_eq!(record.current(Variant::Any).unwrap().last_seen, 20);
 }
 
+/// Sixty-four entries, from the first to the last, with no large hole in between.
 #[test]
-fn sixty_four_entries_are_kept() {
+fn a_long_history_is_thinned_out() {
     let mut record = TagRecord::default();
-    for number in 0..100 {
-        record.see(Variant::Any, entry(number, i64::from(number)));
+    for hour in 0..1000 {
+        let name = Digest::sha256(&i64::to_le_bytes(hour));
+        let media_type = MediaType::parse(TYPES[0]).unwrap();
+        record.see(Variant::Any, TagEntry::new(name, media_type, 7, hour));
     }
-    assert_eq!(record.entries(Variant::Any).len(), MOST_ENTRIES);
-    assert_eq!(digests(&record)[0], entry(36, 0).digest);
+    let entries = record.entries(Variant::Any);
+    assert_eq!(entries.len(), MOST_ENTRIES);
+    assert_eq!((entries[0].last_seen, entries[63].last_seen), (0, 999));
+    let holes = entries
+        .windows(2)
+        .map(|pair| pair[1].last_seen - pair[0].last_seen);
+    assert!(holes.max().unwrap() <= 3 * 1000 / 64, "{entries:?}");
 }
 
 #[tokio::test]

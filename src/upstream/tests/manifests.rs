@@ -189,16 +189,28 @@ async fn where_head_is_refused_a_get_answers() {
 }
 
 #[tokio::test]
-async fn referrers_are_none_where_there_is_no_such_part_of_the_api() {
+async fn referrers_are_read_to_the_last_page_or_none() {
     let server = Server::start(|request| match request.target.split('/').nth(2) {
         Some("with") => Reply::new(200, "{}").header("content-type", INDEX),
+        Some("paged") if request.target.ends_with("?page=2") => Reply::new(200, "second"),
+        Some("paged") => Reply::new(200, "first").header(
+            "link",
+            "<https://elsewhere.example/v2/x?page=2>; rel=\"next\"",
+        ),
+        Some("circle") => Reply::new(200, "same").header("link", "<?page=2>; rel=\"next\""),
+        Some("broken") if request.target.ends_with("?page=2") => Reply::new(404, ""),
+        Some("broken") => Reply::new(200, "first").header("link", "<?page=2>; rel=\"next\""),
         Some("without") => Reply::new(404, "page not found"),
         _ => Reply::new(403, ""),
     })
     .await;
     let upstream = upstream(&server, "");
     let ask = async |name| upstream.referrers(&repository(name), &digest()).await;
-    assert_eq!(ask("with").await.unwrap().as_deref(), Some(&b"{}"[..]));
+    assert_eq!(ask("with").await.unwrap().unwrap(), ["{}"]);
     assert_eq!(ask("without").await.unwrap(), None);
+    assert_eq!(ask("paged").await.unwrap().unwrap(), ["first", "second"]);
+    assert_eq!(ask("circle").await.unwrap().unwrap(), ["same", "same"]);
+    let error = kind(ask("broken").await);
+    assert!(matches!(error, UpstreamErrorKind::Invalid(_)), "{error:?}");
     assert_eq!(kind(ask("denied").await), UpstreamErrorKind::Refused);
 }

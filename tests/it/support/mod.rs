@@ -8,6 +8,7 @@ pub mod listeners;
 pub mod network;
 pub mod programs;
 pub mod proxy;
+pub mod stores;
 pub mod upstream;
 pub mod wire;
 
