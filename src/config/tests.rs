@@ -242,13 +242,12 @@ fn a_shared_store_that_cannot_work_is_found_without_asking_it() {
 #[test]
 fn the_shared_store_of_the_aks_example_loads() {
     let text = include_str!("../../config/aks.toml");
-    let shared: String = text
+    let shared: Vec<&str> = text
         .lines()
         .skip_while(|line| *line != "# [store.shared]")
-        .take_while(|line| line.starts_with("# "))
-        .map(|line| format!("{}\n", line.trim_start_matches("# ")))
+        .map_while(|line| line.strip_prefix("# "))
         .collect();
-    let config: Config = toml::from_str(&shared).unwrap();
+    let config: Config = toml::from_str(&shared.join("\n")).unwrap();
     let shared = config.store.shared.expect("no [store.shared] in it");
     assert_eq!(
         shared.credential,

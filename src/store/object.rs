@@ -124,7 +124,7 @@ pub enum SharedError {
         source: Arc<ObjectError>,
     },
     #[error(
-        "the shared store refuses who we are when we {what}: look at store.shared.credential and \
+        "the shared store does not let us {what}: look at store.shared.credential and \
          store.shared.secret, what that identity may do there, and this machine's clock: {source}"
     )]
     Refused {
@@ -185,6 +185,11 @@ impl Shared {
                 true
             }
         }
+    }
+
+    /// Whether it answers, and lets us in.
+    pub async fn probe(self: &Arc<Self>) -> Result<(), SharedError> {
+        self.list(Tree::Claims).try_next().await.map(drop)
     }
 
     /// Asks, unless that is pointless now, and learns from how it went. `what` is for people.
@@ -629,11 +634,21 @@ impl fmt::Debug for Body {
 impl SharedError {
     fn of(what: String, source: ObjectError) -> Self {
         let source = Arc::new(source);
-        match &*source {
-            ObjectError::PermissionDenied { .. } | ObjectError::Unauthenticated { .. } => {
-                SharedError::Refused { what, source }
+        let refused = match &*source {
+            ObjectError::PermissionDenied { .. } | ObjectError::Unauthenticated { .. } => true,
+            // What a list fails with is hidden from us; its text is not.
+            ObjectError::Generic { .. } => {
+                let text = source.to_string();
+                ["status code: 401", "status code: 403"]
+                    .iter()
+                    .any(|status| text.contains(status))
             }
-            _ => SharedError::Failed { what, source },
+            _ => false,
+        };
+        if refused {
+            SharedError::Refused { what, source }
+        } else {
+            SharedError::Failed { what, source }
         }
     }
 

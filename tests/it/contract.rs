@@ -93,7 +93,7 @@ fn s3() -> Arc<Shared> {
 }
 
 /// From the lines of `[store.shared]`.
-fn open(lines: &str) -> Arc<Shared> {
+pub fn open(lines: &str) -> Arc<Shared> {
     let config: object::Config = toml::from_str(lines).unwrap();
     let client = store_client(&Limits::default(), &Egress::default()).unwrap();
     Arc::new(block_on(object::open(&config, client)).unwrap())

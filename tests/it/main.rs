@@ -25,6 +25,7 @@ mod credentials;
 mod deploy;
 mod e2e;
 mod faults;
+mod identity;
 mod integrity;
 mod links;
 mod manifests;

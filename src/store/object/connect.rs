@@ -94,17 +94,17 @@ pub(super) fn build(config: &Config, client: reqwest::Client) -> Result<Shared, 
     let (objects, signer): (Arc<dyn ObjectStore>, Arc<dyn Signer>) = match &location.cloud {
         Cloud::Azure { account } => {
             let store = identity.azure(account)?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build().map_err(refused)?);
+            let store = Arc::new(store.with_retry(retries()).build().map_err(|error| refused(&error))?);
             (Arc::clone(&store) as _, store)
         }
         Cloud::S3 => {
             let store = identity.s3()?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build().map_err(refused)?);
+            let store = Arc::new(store.with_retry(retries()).build().map_err(|error| refused(&error))?);
             (Arc::clone(&store) as _, store)
         }
         Cloud::Google => {
             let store = identity.google()?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build().map_err(refused)?);
+            let store = Arc::new(store.with_retry(retries()).build().map_err(|error| refused(&error))?);
             (Arc::clone(&store) as _, store)
         }
     };
@@ -127,7 +127,7 @@ fn retries() -> RetryConfig {
 }
 
 /// What the library finds wrong with a builder is the secret: the rest has been looked at.
-fn refused(error: object_store::Error) -> ConnectError {
+fn refused(error: &object_store::Error) -> ConnectError {
     wrong("secret", format!("cannot be used: {error}"))
 }
 
