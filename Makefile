@@ -11,7 +11,7 @@ run:
 
 test:
 	tests/setup/packages.sh
-	cargo test --locked
+	tests/setup/stores.sh cargo test --locked
 
 lint:
 	cargo fmt --all --check

@@ -119,6 +119,9 @@ impl Engine {
             Some(shared) => Some(connect(shared, config).await?),
             None => None,
         };
+        if let (Some(shared), Some(config)) = (shared.clone(), &config.store.shared) {
+            tracker.spawn(greet(shared, config.url.clone()));
+        }
         let (store, upstreams, replicas) = {
             let (config, metrics) = (config.clone(), Arc::clone(&metrics));
             tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
@@ -224,6 +227,16 @@ async fn connect(shared: &object::Config, config: &Config) -> Result<Arc<Shared>
     let store = object::open(shared, client).await;
     let store = store.map_err(|error| AppError::Config(vec![error.to_string()]))?;
     Ok(Arc::new(store))
+}
+
+/// Says once in the log whether the shared store lets us in; nothing waits for it.
+async fn greet(shared: Arc<Shared>, url: object::Location) {
+    match shared.probe().await {
+        Ok(()) => tracing::info!(%url, "sharing a store"),
+        Err(error) => {
+            tracing::warn!(%url, %error, "no answer from the shared store; pulls go on without it");
+        }
+    }
 }
 
 /// The parts that read files. Blocking.

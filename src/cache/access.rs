@@ -113,14 +113,15 @@ impl Cache {
     ) -> Option<Decision> {
         let mut audited = None;
         for way in ways {
-            for leader in self.store.links.led_by(&way.repository, digest).await {
+            let mut allowed = None;
+            let judge = |leader: &Reference| {
                 let leader = Target {
                     repository: way.repository.clone(),
-                    reference: Some(leader),
+                    reference: Some(leader.clone()),
                 };
                 let decision = policy.evaluate(&leader, client);
                 if decision.effect == Effect::Deny || decision.target.repository != way.repository {
-                    continue;
+                    return false;
                 }
                 let decision = Decision {
                     target: way.clone(),
@@ -128,9 +129,15 @@ impl Cache {
                     ..decision
                 };
                 if decision.effect == Effect::Allow {
-                    return Some(decision);
+                    allowed = Some(decision);
+                    return true;
                 }
-                audited = audited.or(Some(decision));
+                audited.get_or_insert(decision);
+                false
+            };
+            self.store.is_led(&way.repository, digest, judge).await;
+            if allowed.is_some() {
+                return allowed;
             }
         }
         audited

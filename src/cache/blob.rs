@@ -10,9 +10,12 @@
 //! Where replicas share a store, the fill may find the bytes near, and what is near proves nothing:
 //! so the HEAD runs beside the fill, and what comes first is the proof.
 
+use std::fmt;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
+
+use url::Url;
 
 use super::access::Access;
 use super::error::Kind;
@@ -20,7 +23,9 @@ use super::source::RepositorySource;
 use super::{Cache, CacheError, Outcome};
 use crate::fill::{Join, Joined, Reader, Source};
 use crate::oci::{Digest, RangeSpec, Reference, Repository};
+use crate::policy::Client;
 use crate::store::FileRange;
+use crate::telemetry::SafeUrl;
 
 /// A blob, whole or on its way.
 #[derive(Debug)]
@@ -41,10 +46,11 @@ pub enum Wanted {
     Range(RangeSpec),
 }
 
-#[derive(Debug)]
 enum Content {
     File(FileRange),
     Fill(Joined),
+    /// A URL by which the client gets it from the shared store.
+    Elsewhere(Url),
     /// For a HEAD.
     Nothing,
 }
@@ -74,12 +80,22 @@ impl Wanted {
 impl Cache {
     pub(super) async fn find_blob(
         self: &Arc<Self>,
+        client: &Client,
         access: &Access,
         digest: &Digest,
         wanted: Wanted,
     ) -> Result<BlobAnswer, CacheError> {
         let repository = access.repository();
-        let mut linked = self.store.links.link(repository, digest).await.is_some();
+        let mut linked = self.store.link(repository, digest).await.is_some();
+        if linked
+            && wanted != Wanted::Head
+            && client
+                .address
+                .is_some_and(|address| self.store.redirects(address))
+            && let Some(url) = self.store.elsewhere(digest).await
+        {
+            return Ok(BlobAnswer::elsewhere(*digest, url));
+        }
         if self.store.disk.stat(digest).is_some() {
             if !linked {
                 self.prove(access, digest).await?;
@@ -93,11 +109,11 @@ impl Cache {
                 Err(error) => tracing::warn!(%digest, %error, "cannot read a blob"),
             }
         }
-        let missing = CacheError::Offline { listing: false };
-        let upstream = self.ask(access, missing)?;
         if wanted == Wanted::Head {
             return self.head(access, digest, linked).await;
         }
+        let missing = CacheError::Offline { listing: false };
+        let upstream = self.ask(access, missing)?;
         if !linked {
             self.recently_missing(repository, digest)?;
         }
@@ -144,7 +160,7 @@ impl Cache {
         };
         let size = opened.map_err(|error| self.blob_failed(repository, digest, error.into()))?;
         if !linked {
-            self.store.links.add_link(repository, digest, None).await;
+            self.store.add_link(repository, digest, None).await;
         }
         Ok(BlobAnswer {
             digest: *digest,
@@ -161,10 +177,9 @@ impl Cache {
         digest: &Digest,
         linked: bool,
     ) -> Result<BlobAnswer, CacheError> {
-        let known = if linked {
-            self.size_nearby(digest).await
-        } else {
-            None
+        let known = match linked.then(|| self.fills.size(digest)).flatten() {
+            None if linked => self.store.fleets_size(digest).await,
+            running => running,
         };
         let size = match known {
             Some(size) => Some(size),
@@ -177,20 +192,6 @@ impl Cache {
             outcome,
             content: Content::Nothing,
         })
-    }
-
-    /// The size as a running fill or the shared store knows it.
-    async fn size_nearby(&self, digest: &Digest) -> Option<u64> {
-        if let Some(size) = self.fills.size(digest) {
-            return Some(size);
-        }
-        self.store
-            .shared
-            .as_ref()?
-            .stat(digest)
-            .await
-            .ok()
-            .flatten()
     }
 
     pub(super) async fn find_for_peer(
@@ -238,7 +239,7 @@ impl Cache {
                     let error = CacheError::from_upstream(error, Kind::Blob);
                     cache.blob_failed(&repository, &digest, error)
                 })?;
-                cache.store.links.add_link(&repository, &digest, None).await;
+                cache.store.add_link(&repository, &digest, None).await;
                 Ok(probe.size)
             }
         });
@@ -280,13 +281,31 @@ impl BlobAnswer {
         }
     }
 
+    fn elsewhere(digest: Digest, url: Url) -> Self {
+        BlobAnswer {
+            digest,
+            size: None,
+            outcome: Outcome::Redirected,
+            content: Content::Elsewhere(url),
+        }
+    }
+
+    /// Where the client is to get it instead. Whoever has this URL can read the blob.
+    #[must_use]
+    pub fn location(&self) -> Option<&Url> {
+        match &self.content {
+            Content::Elsewhere(url) => Some(url),
+            _ => None,
+        }
+    }
+
     /// The body of a range that lies within the size.
     #[must_use]
     pub fn read(self, range: Range<u64>) -> Pieces {
         match self.content {
             Content::File(file) => Pieces::File(Some(file.slice(range))),
             Content::Fill(joined) => Pieces::Fill(joined.read(range)),
-            Content::Nothing => Pieces::File(None),
+            Content::Elsewhere(_) | Content::Nothing => Pieces::File(None),
         }
     }
 
@@ -295,6 +314,19 @@ impl BlobAnswer {
     pub fn read_all(self) -> Pieces {
         let end = self.size.unwrap_or(u64::MAX);
         self.read(0..end)
+    }
+}
+
+// === impl Content ===
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::File(file) => f.debug_tuple("File").field(file).finish(),
+            Content::Fill(joined) => f.debug_tuple("Fill").field(joined).finish(),
+            Content::Elsewhere(url) => f.debug_tuple("Elsewhere").field(&SafeUrl(url)).finish(),
+            Content::Nothing => f.write_str("Nothing"),
+        }
     }
 }
 

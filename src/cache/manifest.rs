@@ -9,6 +9,9 @@
 //!
 //! A manifest by digest needs the repository's link to it. Bytes without a link cost one HEAD;
 //! neither bytes nor link, one GET.
+//!
+//! Where replicas share a store, a record, a link and bytes are looked for there before anybody asks
+//! the upstream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +23,8 @@ use super::error::Kind;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, Tag};
 use crate::policy::{Hit, Refusal};
-use crate::store::{TagEntry, Variant};
+use crate::store::tags::CLOCKS_DIFFER;
+use crate::store::{TagEntry, TagRecord, Variant};
 use crate::upstream::{FetchedManifest, Upstream, UpstreamError, UpstreamErrorKind};
 
 /// What we ask for by tag: the client's own types come on top.
@@ -90,18 +94,17 @@ impl Cache {
         variant: Variant,
     ) -> Result<ManifestAnswer, CacheError> {
         let repository = access.repository();
-        let record = self.store.tags.get(repository, tag).await;
-        let known = record
-            .as_deref()
-            .and_then(|record| record.current(variant))
-            .cloned();
-        if let Some(entry) = &known
-            && (self.offline
-                || age(entry) < self.config.fresh_for
-                || self.is_immutable(repository, tag))
-            && let Some(manifest) = self.load(&entry.digest, &entry.media_type).await?
-        {
-            return Ok(ManifestAnswer::cached(manifest, Outcome::Hit));
+        let newest = |record: Option<Arc<TagRecord>>| record?.current(variant).cloned();
+        let mut known = newest(self.store.tags.get(repository, tag).await);
+        if let Some(answer) = self.believed(repository, tag, known.as_ref()).await? {
+            return Ok(answer);
+        }
+        if self.store.is_shared() {
+            // Another replica may have asked the upstream since.
+            known = newest(self.fleets_tag(repository, tag).await);
+            if let Some(answer) = self.believed(repository, tag, known.as_ref()).await? {
+                return Ok(answer);
+            }
         }
         let reference = Reference::Tag(tag.clone());
         if self
@@ -156,6 +159,41 @@ impl Cache {
         }
     }
 
+    /// What we know of a tag, if that needs no upstream request.
+    async fn believed(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        known: Option<&TagEntry>,
+    ) -> Result<Option<ManifestAnswer>, CacheError> {
+        let Some(entry) = known else { return Ok(None) };
+        let enough = self.offline || self.is_fresh(entry) || self.is_immutable(repository, tag);
+        if !enough {
+            return Ok(None);
+        }
+        let manifest = self.load(&entry.digest, &entry.media_type).await?;
+        Ok(manifest.map(|manifest| ManifestAnswer::cached(manifest, Outcome::Hit)))
+    }
+
+    /// The record of a tag with what all replicas know; who asks at the same time waits for one
+    /// look.
+    async fn fleets_tag(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        let key = (repository.clone(), tag.clone());
+        let (found, _) = self
+            .tag_looks
+            .join(&key, || {
+                let (store, (repository, tag)) = (Arc::clone(&self.store), key.clone());
+                async move { store.fleets_tag(&repository, &tag).await }
+            })
+            .await;
+        found.flatten()
+    }
+
+    /// A time in the future is no reason to believe: a clock was wrong, here or elsewhere.
+    fn is_fresh(&self, entry: &TagEntry) -> bool {
+        entry.last_seen <= now().saturating_add(CLOCKS_DIFFER) && age(entry) < self.config.fresh_for
+    }
+
     /// Asks the upstream what a tag points to, and keeps the answer.
     async fn refresh(
         self: Arc<Self>,
@@ -184,8 +222,7 @@ impl Cache {
                 Ok(probe) if probe.digest == Some(entry.digest) => {
                     let digest = &entry.digest;
                     self.store
-                        .tags
-                        .checked(repository, tag, variant, digest, now())
+                        .confirm_tag(repository, tag, variant, digest)
                         .await;
                     let warnings = Arc::default();
                     return Ok(Fetched {
@@ -213,18 +250,7 @@ impl Cache {
             tracing::info!(%repository, %tag, %from, %to, "tag moved");
             self.metrics.tag_moves.inc();
         }
-        self.keep(repository, &reference, manifest).await;
-        let size = manifest.bytes().len() as u64;
-        let entry = TagEntry::new(
-            *manifest.digest(),
-            manifest.media_type().clone(),
-            size,
-            now(),
-        );
-        self.store
-            .tags
-            .record(repository, tag, variant, entry)
-            .await;
+        self.keep(repository, Some((tag, variant)), manifest).await;
         Ok(fetched)
     }
 
@@ -262,7 +288,7 @@ impl Cache {
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
         let repository = access.repository();
-        let link = self.store.links.link(repository, digest).await;
+        let link = self.store.link(repository, digest).await;
         if let Some(media_type) = link.and_then(|link| link.media_type)
             && let Some(manifest) = self.load(digest, &media_type).await?
         {
@@ -309,7 +335,7 @@ impl Cache {
                 Manifest::parse(bytes, probe.content_type.as_deref(), digest.algorithm());
             let manifest =
                 Arc::new(manifest.map_err(|error| CacheError::WrongBytes(error.to_string()))?);
-            self.keep(repository, &reference, &manifest).await;
+            self.keep(repository, None, &manifest).await;
             return Ok(Fetched {
                 manifest,
                 warnings: Arc::default(),
@@ -327,7 +353,7 @@ impl Cache {
                 "{registry} sent a manifest that is not {digest}"
             )));
         }
-        self.keep(repository, &reference, &fetched.manifest).await;
+        self.keep(repository, None, &fetched.manifest).await;
         Ok(fetched)
     }
 }
@@ -335,31 +361,27 @@ impl Cache {
 // === impl Cache: what is kept ===
 
 impl Cache {
-    /// Links a manifest that the upstream gave for this repository, and notes where it leads.
-    /// Answers do not wait for the disk.
+    /// Keeps a manifest that the upstream gave for this repository, and for a tag if it was asked
+    /// for one. Answers do not wait for the disk, and only a moment for other replicas.
     async fn keep(
         self: &Arc<Self>,
         repository: &Repository,
-        by: &Reference,
+        tag: Option<(&Tag, Variant)>,
         manifest: &Arc<Manifest>,
     ) {
         let digest = *manifest.digest();
         self.manifests.insert(digest, Arc::clone(manifest));
-        let links = &self.store.links;
-        links
-            .add_link(repository, &digest, Some(manifest.media_type()))
-            .await;
-        if let Reference::Tag(_) = by {
-            links.add_led(repository, by, &[digest]).await;
+        let published = self.store.add_manifest(repository, tag, manifest).await;
+        if self.store.disk.stat(&digest).is_none() {
+            self.write_behind(manifest);
+        } else if !published {
+            self.store.publish_blob(&digest);
         }
-        // What does not parse as an image leads nowhere, but is served all the same.
-        if let Ok(children) = manifest.children() {
-            let children: Vec<Digest> = children.iter().map(|child| child.digest).collect();
-            links
-                .add_led(repository, &Reference::Digest(digest), &children)
-                .await;
-        }
-        if self.store.disk.stat(&digest).is_none() && self.unwritten.push(manifest) {
+    }
+
+    /// Writes a manifest when the burst is over.
+    fn write_behind(self: &Arc<Self>, manifest: &Manifest) {
+        if self.unwritten.push(manifest) {
             let cache = Arc::clone(self);
             self.tracker.spawn(async move {
                 let manifests = cache.unwritten.take_after_burst().await;
@@ -368,9 +390,9 @@ impl Cache {
         }
     }
 
-    /// A manifest that we have, from memory or disk.
+    /// A manifest that we or other replicas have.
     pub(super) async fn load(
-        &self,
+        self: &Arc<Self>,
         digest: &Digest,
         media_type: &MediaType,
     ) -> Result<Option<Arc<Manifest>>, CacheError> {
@@ -386,6 +408,9 @@ impl Cache {
         };
         let manifest = Arc::new(Manifest::from_store(bytes, media_type.clone(), *digest));
         self.manifests.insert(*digest, Arc::clone(&manifest));
+        if self.store.is_shared() && self.store.disk.stat(digest).is_none() {
+            self.write_behind(&manifest);
+        }
         Ok(Some(manifest))
     }
 
@@ -395,13 +420,16 @@ impl Cache {
         }
         // A disk that fails is no reason to fail a pull: the upstream may still have it.
         match self.store.disk.read(digest, self.manifest_limit).await {
-            Ok(bytes) => Ok(bytes),
-            Err(error) if self.offline => Err(error.into()),
-            Err(error) => {
-                tracing::warn!(%digest, %error, "cannot read a manifest");
-                Ok(None)
-            }
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) => {}
+            Err(error) if self.offline => return Err(error.into()),
+            Err(error) => tracing::warn!(%digest, %error, "cannot read a manifest"),
         }
+        if !self.store.is_shared() {
+            return Ok(None);
+        }
+        let limit = self.manifest_limit;
+        Ok(self.store.fleets_manifest(digest, limit).await)
     }
 }
 

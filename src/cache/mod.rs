@@ -37,7 +37,7 @@ use tokio_util::task::TaskTracker;
 use crate::fill::Fills;
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
 use crate::policy::{Engine, InvalidPattern, Pattern};
-use crate::store::Store;
+use crate::store::{Store, TagRecord};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{AnswerLabels, OutcomeLabel, RouteLabel};
 use crate::upstream::Upstreams;
@@ -92,6 +92,7 @@ pub struct Cache {
     unwritten: Unwritten,
     listings: Memory<listing::Key, listing::Listing>,
     recent: Recent,
+    tag_looks: Flights<(Repository, Tag), Option<Arc<TagRecord>>>,
     tag_flights: Flights<TagKey, Result<Fetched, CacheError>>,
     manifest_flights: Flights<(Repository, Digest), Result<Fetched, CacheError>>,
     blob_probes: Flights<(Repository, Digest), Result<Option<u64>, CacheError>>,
@@ -127,6 +128,8 @@ pub enum Outcome {
     Collapsed,
     /// What the upstream said just now to a HEAD; nothing was stored.
     Passed,
+    /// The client was sent to the shared store.
+    Redirected,
 }
 
 // === impl Config ===
@@ -176,6 +179,7 @@ impl Cache {
                 .build(),
             unwritten: Unwritten::default(),
             recent: Recent::new(parts.config.missing_for),
+            tag_looks: Flights::new(tracker),
             tag_flights: Flights::new(tracker),
             manifest_flights: Flights::new(tracker),
             blob_probes: Flights::new(tracker),
@@ -233,7 +237,7 @@ impl Cache {
         let access = self
             .enter(client, repository, Some(&Reference::Digest(*digest)))
             .await?;
-        let answer = self.find_blob(&access, digest, wanted).await?;
+        let answer = self.find_blob(client, &access, digest, wanted).await?;
         self.count(RouteLabel::Blob, answer.outcome);
         Ok(answer)
     }
@@ -281,6 +285,7 @@ impl Cache {
             Outcome::Miss => OutcomeLabel::Miss,
             Outcome::Collapsed => OutcomeLabel::Collapsed,
             Outcome::Passed => OutcomeLabel::Passed,
+            Outcome::Redirected => OutcomeLabel::Redirected,
         };
         self.metrics
             .answers

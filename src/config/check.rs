@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Config, Fault, Source};
 use crate::policy::{Engine, Problem};
 use crate::telemetry::Metrics;
-use crate::upstream::Upstreams;
+use crate::upstream::{Upstreams, store_client};
 
 /// More connections for one blob than any registry likes.
 const MOST_CONNECTIONS: usize = 64;
@@ -86,6 +86,13 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
                     message.to_owned(),
                 );
             }
+        }
+    }
+    if let Some(shared) = &config.store.shared {
+        // Without a client the certificates are at fault, which the upstreams below say.
+        let client = store_client(limits, &config.egress).ok();
+        for (key, message) in client.iter().flat_map(|client| shared.check(client)) {
+            wrong(&format!("store.shared.{key}"), message);
         }
     }
     problems.extend(Engine::compile(&config.policy).err().into_iter().flatten());

@@ -197,6 +197,76 @@ fn a_fault_says_where_it_is() {
 }
 
 #[test]
+fn a_shared_store_that_cannot_work_is_found_without_asking_it() {
+    let azure = "[store.shared]\nurl = \"az://corp/images\"\n";
+    let s3 = "[store.shared]\nurl = \"s3://images\"\n";
+    let sas = "credential = \"sas\"\nsecret = \"sv=1&sig=x\"\n";
+    for (text, expected) in [
+        (
+            format!("{azure}credential = \"account-key\""),
+            "store.shared.secret: is needed",
+        ),
+        (
+            format!("{azure}credential = \"account-key\"\nsecret = \"not base64!\""),
+            "line 4, column 10: store.shared.secret: cannot be used: ",
+        ),
+        (
+            format!("{azure}credential = \"sas\"\nsecret = {{ file = \"/nowhere/sas\" }}"),
+            "store.shared.secret: /nowhere/sas",
+        ),
+        (
+            format!("{s3}{sas}"),
+            "line 3, column 14: store.shared.credential: of this kind is not for S3",
+        ),
+        (
+            format!("{s3}credential = \"account-key\"\nsecret = \"x\""),
+            "store.shared.key_id: is needed",
+        ),
+        (
+            format!("{s3}credential = \"emulator\""),
+            "store.shared.endpoint: is needed",
+        ),
+        (
+            format!("{azure}{sas}redirect = [\"10.0.0.0/8\"]"),
+            "line 5, column 12: store.shared.redirect: needs a credential that can sign",
+        ),
+        (
+            format!("{azure}{sas}prune_older_than = \"1h\""),
+            "line 5, column 20: store.shared.prune_older_than: must be at least 1d",
+        ),
+        (
+            format!("{azure}{sas}credentials = \"sas\""),
+            "store.shared.credentials: unknown field",
+        ),
+    ] {
+        let faults = faults(&text);
+        assert!(
+            faults.len() == 1 && faults[0].contains(expected),
+            "{text}\n{faults:#?}"
+        );
+    }
+    assert_eq!(faults(&format!("{azure}{sas}")), [""; 0]);
+}
+
+/// What the file for AKS has to offer for many replicas works when it is not a comment any more.
+#[test]
+fn the_shared_store_of_the_aks_example_loads() {
+    let text = include_str!("../../config/aks.toml");
+    let shared: Vec<&str> = text
+        .lines()
+        .skip_while(|line| *line != "# [store.shared]")
+        .map_while(|line| line.strip_prefix("# "))
+        .collect();
+    let config: Config = toml::from_str(&shared.join("\n")).unwrap();
+    let shared = config.store.shared.expect("no [store.shared] in it");
+    assert_eq!(
+        shared.credential,
+        crate::store::object::Credential::WorkloadIdentity
+    );
+    assert!(shared.peers.is_some());
+}
+
+#[test]
 fn everything_is_said_at_once() {
     let unread =
         faults("[server]\nlistne = 1\n[fill]\nwindow = 8\n[tags]\nfresh_for = \"60s\"\n[stoer]\n");

@@ -125,5 +125,6 @@ const fn outcome_name(outcome: Outcome) -> &'static str {
         Outcome::Miss => "miss",
         Outcome::Collapsed => "collapsed",
         Outcome::Passed => "passed",
+        Outcome::Redirected => "redirected",
     }
 }

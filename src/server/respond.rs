@@ -5,11 +5,13 @@
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap,
-    HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, LINK, RANGE, RETRY_AFTER, WARNING,
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, LINK, LOCATION, RANGE,
+    RETRY_AFTER, WARNING,
 };
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
+use url::Url;
 
 use super::body::Body;
 use super::error::{ApiError, BadRequest};
@@ -151,6 +153,8 @@ pub(super) fn blob(
     let outcome = cache_status(answer.outcome);
     let mut response = if shape.has_already(&etag) {
         not_modified()
+    } else if let Some(location) = answer.location() {
+        temporary_redirect(location)
     } else {
         let part = shape.part(answer.size);
         let mut response = blob_head(shape, &part)?;
@@ -288,6 +292,19 @@ fn not_modified() -> Response<Body> {
     response
 }
 
+/// Clients repeat their Range there. The URL is a secret and soon out of date: nobody keeps it.
+fn temporary_redirect(location: &Url) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let headers = response.headers_mut();
+    let mut location = text(location.as_str());
+    location.set_sensitive(true);
+    headers.insert(LOCATION, location);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_LENGTH, 0.into());
+    response
+}
+
 /// RFC 9211.
 const fn cache_status(outcome: Outcome) -> HeaderValue {
     HeaderValue::from_static(match outcome {
@@ -296,6 +313,7 @@ const fn cache_status(outcome: Outcome) -> HeaderValue {
         Outcome::Miss => "portcullis; fwd=miss; stored",
         Outcome::Collapsed => "portcullis; fwd=miss; collapsed",
         Outcome::Passed => "portcullis; fwd=miss",
+        Outcome::Redirected => "portcullis; hit; detail=redirect",
     })
 }
 

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
@@ -32,12 +32,15 @@ use super::index::Index;
 use super::layout::Layout;
 use super::learn::children_of;
 use super::pins::Pins;
+use super::uploads::{Item, Keep, Uploads};
 use super::{FileRange, Restored, Spool, StoreError, Verified};
 use crate::oci::Digest;
 
 /// What is evicted beside the size of what does not fit, in bytes: the note of what went and the
 /// next map of a spool want room too.
 const SLACK: u64 = 64 << 10;
+/// Who holds what waits for the shared store.
+pub(super) const UPLOAD: &str = "an upload";
 
 /// The blobs of one store. Methods that take `Arc<Self>` do their work on the blocking pool, where
 /// it runs to its end even when the caller goes away.
@@ -64,6 +67,8 @@ pub struct Disk {
     pub(super) closed: Mutex<bool>,
     /// Tells long hashes to stop.
     pub(super) closing: AtomicBool,
+    /// Where commits are noted, when replicas share a store. It holds blobs of this one.
+    pub(super) uploads: OnceLock<Weak<Uploads>>,
     #[cfg(test)]
     pub(super) hashed: std::sync::atomic::AtomicU64,
     /// The lock goes with the handle.
@@ -236,7 +241,8 @@ impl Disk {
 // === impl Disk: keeping ===
 
 impl Disk {
-    /// Keeps `bytes`, a manifest most of the time, under their digest. Done already is fine.
+    /// Keeps `bytes`, a manifest most of the time, under their digest. Done already is fine. Where
+    /// replicas share a store, they are on their way there from now on.
     ///
     /// # Errors
     ///
@@ -261,7 +267,7 @@ impl Disk {
         let _ = blocking(work).await;
     }
 
-    fn put_file(&self, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
+    fn put_file(self: &Arc<Self>, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
         if Digest::of(digest.algorithm(), &bytes) != *digest {
             return Err(StoreError::WrongBytes(*digest));
         }
@@ -280,6 +286,10 @@ impl Disk {
         let children = children_of(digest, bytes);
         self.with_index(|index| index.refers(digest, children));
         let Some(file) = file else { return Ok(()) };
+        if let Some(uploads) = self.uploads() {
+            let hold = self.hold(digest, UPLOAD);
+            uploads.note(&Item::Blob(*digest), Some(Box::new(hold)));
+        }
         self.sync_soon(digest, &file);
         // Spools and quarantine are counted by the next round: that takes a walk.
         if self.with_index(|index| index.size()) > self.max_size {
@@ -297,6 +307,7 @@ impl Disk {
 
     /// Makes a verified spool a blob: the data file gets the blob's name, the journal goes.
     /// Committing what is there already is fine. Readers of the spool's file are not disturbed.
+    /// Where replicas share a store, the blob is on its way there from now on.
     ///
     /// # Errors
     ///
@@ -305,13 +316,38 @@ impl Disk {
         let disk = Arc::clone(self);
         blocking(move || {
             let what = format!("commit {}", blob.digest());
-            disk.faults
-                .noted(disk.commit_file(&blob).map_err(StoreError::io(what)))?;
+            let commit = || disk.commit_file(&blob).map_err(StoreError::io(what));
+            let committed = match disk.uploads() {
+                None => commit(),
+                Some(uploads) => {
+                    let hold = disk.hold(blob.digest(), UPLOAD);
+                    uploads.commit(&Item::Blob(*blob.digest()), Box::new(hold), commit)
+                }
+            };
+            disk.faults.noted(committed)?;
             disk.sync_soon(blob.digest(), blob.file());
             disk.keep_below_limit();
             Ok(())
         })
         .await
+    }
+
+    /// `keep` lives until a blob that is on its way to the shared store has arrived there, or is
+    /// known never to; any other drops it at once.
+    pub fn until_published(&self, digest: &Digest, keep: Keep) {
+        if let Some(uploads) = self.uploads() {
+            uploads.keep(&Item::Blob(*digest), keep);
+        }
+    }
+
+    /// From now on commits are noted there.
+    pub(super) fn note_commits_in(&self, uploads: &Arc<Uploads>) {
+        // Done once, when the store is opened.
+        let _ = self.uploads.set(Arc::downgrade(uploads));
+    }
+
+    fn uploads(&self) -> Option<Arc<Uploads>> {
+        self.uploads.get().and_then(Weak::upgrade)
     }
 
     fn commit_file(&self, blob: &Verified) -> io::Result<()> {

@@ -20,7 +20,7 @@ use super::layout::Layout;
 use crate::telemetry::Metrics;
 
 /// How often a failing disk may say so in the log.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What tells one state of a file from another: if all of it is the same, the bytes are too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

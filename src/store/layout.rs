@@ -48,6 +48,10 @@ impl Layout {
         self.root.join("v1/pins")
     }
 
+    pub(super) fn uploads(&self) -> PathBuf {
+        self.root.join("v1/uploads")
+    }
+
     /// The directory of what is known of all repositories.
     pub(super) fn repositories(&self) -> PathBuf {
         self.root.join("v1/repos")

@@ -95,17 +95,33 @@ impl Links {
     }
 
     /// The upstream has said yes just now. A media type that was known stays when none is given.
+    /// True: that is news, and not only a proof a little younger than the last.
     pub async fn add_link(
         &self,
         repository: &Repository,
         digest: &Digest,
         media_type: Option<&MediaType>,
-    ) {
-        let now = unix_now();
+    ) -> bool {
+        let (now, mut news) = (unix_now(), false);
         self.pins.linked(repository, digest);
-        self.shelf
-            .change(repository, |known| known.add_link(digest, media_type, now))
-            .await;
+        let add = |known: &mut Known| {
+            news = known.add_link(digest, media_type, now);
+            news
+        };
+        self.shelf.change(repository, add).await;
+        news
+    }
+
+    /// Another replica knows this link.
+    pub(super) async fn adopt_link(&self, repository: &Repository, digest: &Digest, link: &Link) {
+        let proved = link.proved.min(unix_now());
+        self.pins.linked(repository, digest);
+        let adopt = |known: &mut Known| {
+            // One that came here meanwhile is as good.
+            !known.links.contains_key(digest)
+                && known.add_link(digest, link.media_type.as_ref(), proved)
+        };
+        self.shelf.change(repository, adopt).await;
     }
 
     /// The upstream has said no: the digest is no longer readable there.
@@ -123,11 +139,46 @@ impl Links {
             .await
     }
 
-    /// `parent` names `children`: a tag its manifest, a manifest or index what it refers to.
-    pub async fn add_led(&self, repository: &Repository, parent: &Reference, children: &[Digest]) {
-        self.shelf
-            .change(repository, |known| known.add_led(parent, children))
-            .await;
+    /// `parent` names `children`: a tag its manifest, a manifest or index what it refers to. Gives
+    /// those of which that was not known.
+    pub async fn add_led(
+        &self,
+        repository: &Repository,
+        parent: &Reference,
+        children: &[Digest],
+    ) -> Vec<Digest> {
+        let mut news = Vec::new();
+        let add = |known: &mut Known| {
+            let children = children.iter().copied();
+            news.extend(children.filter(|child| known.add_led(parent, child)));
+            !news.is_empty()
+        };
+        self.shelf.change(repository, add).await;
+        news
+    }
+
+    /// Other replicas know what led to `child`.
+    pub(super) async fn adopt_led<'a>(
+        &self,
+        repository: &Repository,
+        child: &Digest,
+        parents: impl IntoIterator<Item = &'a Reference>,
+    ) {
+        let adopt = |known: &mut Known| {
+            let new = |parent| known.add_led(parent, child);
+            parents.into_iter().map(new).filter(|new| *new).count() > 0
+        };
+        self.shelf.change(repository, adopt).await;
+    }
+
+    /// What leads to `child` directly.
+    pub(super) async fn parents(
+        &self,
+        repository: &Repository,
+        child: &Digest,
+    ) -> BTreeSet<Reference> {
+        let look = |known: &Known| known.led.get(child).cloned().unwrap_or_default();
+        self.shelf.read(repository, look).await
     }
 
     /// Every tag, manifest and index that leads to `digest`, directly or through others; tags first.
@@ -187,16 +238,14 @@ impl Known {
         removed
     }
 
-    fn add_led(&mut self, parent: &Reference, children: &[Digest]) -> bool {
-        let before = self.pairs;
-        for child in children {
-            if self.led.entry(*child).or_default().insert(parent.clone()) {
-                self.pairs += 1;
-                // Writing to a String cannot fail.
-                let _ = writeln!(self.unwritten_led, "{child} {parent}");
-            }
+    fn add_led(&mut self, parent: &Reference, child: &Digest) -> bool {
+        let new = self.led.entry(*child).or_default().insert(parent.clone());
+        if new {
+            self.pairs += 1;
+            // Writing to a String cannot fail.
+            let _ = writeln!(self.unwritten_led, "{child} {parent}");
         }
-        self.pairs > before
+        new
     }
 
     fn led_by(&self, digest: &Digest) -> Vec<Reference> {

@@ -9,6 +9,7 @@
 //! v1/pins/<sha256 of name>.json     images and patterns that are never evicted
 //! v1/repos/<registry>/<repository>/ _tags/<tag>.json, _links, _led
 //! v1/spool/                         fills in progress, and files on their way to their names
+//! v1/uploads                        what is on its way to the shared store
 //! v1/quarantine/                    blobs that were found not to hash, for 24 hours
 //! lock                              held by the one process that uses the store
 //! control.sock                      where that process hears its operators
@@ -40,12 +41,16 @@ mod open;
 mod order;
 pub mod pins;
 mod present;
+mod publish;
+mod records;
 mod shelf;
 pub mod spool;
 pub mod tags;
 #[cfg(test)]
 mod tests;
+mod tier;
 mod upkeep;
+mod uploads;
 
 use std::fs::File;
 use std::ops::Range;
@@ -67,10 +72,13 @@ pub use object::{Shared, SharedError};
 pub use pins::Pins;
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};
+pub use uploads::Keep;
 
 use files::{Faults, blocking};
 use layout::Layout;
 use present::Present;
+use tier::Tier;
+use uploads::{Item, Uploads};
 
 /// `[store]` of the configuration.
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -94,6 +102,8 @@ pub struct Store {
     pub tags: Tags,
     /// What other replicas see too, where there are any.
     pub shared: Option<Arc<Shared>>,
+    /// The same with what is on its way there.
+    tier: Option<Arc<Tier>>,
     present: Arc<Present>,
 }
 
@@ -226,10 +236,27 @@ impl Store {
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, StoreError> {
         let layout = Layout::new(&config.path);
-        let faults = Arc::new(Faults::new(metrics));
+        let faults = Arc::new(Faults::new(Arc::clone(&metrics)));
         let disk = Disk::open(config, Arc::clone(&faults))?;
         let pins = &disk.pins;
         let present = Arc::new(Present::default());
+        let mut tier = None;
+        if let Some(shared) = &shared {
+            let uploads = Arc::new(Uploads::open(layout.clone(), Arc::clone(&faults))?);
+            for digest in uploads.blobs() {
+                let hold = disk.hold(&digest, disk::UPLOAD);
+                uploads.keep(&Item::Blob(digest), Box::new(hold));
+            }
+            disk.note_commits_in(&uploads);
+            let redirect = config.shared.as_ref();
+            let redirect = redirect.map(|shared| shared.redirect.clone());
+            tier = Some(Arc::new(Tier::new(
+                Arc::clone(shared),
+                uploads,
+                redirect.unwrap_or_default(),
+                metrics,
+            )));
+        }
         let store = Store {
             links: Links::new(
                 layout.clone(),
@@ -240,6 +267,7 @@ impl Store {
             tags: Tags::new(layout, faults, Arc::clone(pins), Arc::clone(&present)),
             disk,
             shared,
+            tier,
             present,
         };
         // Before anything goes.
@@ -249,13 +277,16 @@ impl Store {
     }
 
     /// The work behind the answers: makes commits durable, keeps the size limit, writes links and
-    /// tags, scrubs and sweeps. Runs until `token` is cancelled; then call [`Store::close`].
-    pub async fn run(&self, token: CancellationToken) {
+    /// tags, brings what is new to the shared store, scrubs and sweeps. Runs until `token` is
+    /// cancelled, and up to 5 s longer while the shared store still takes what is new; then call
+    /// [`Store::close`].
+    pub async fn run(self: &Arc<Self>, token: CancellationToken) {
         tokio::join!(
             token.run_until_cancelled(self.find_files()),
             self.disk.run(token.clone()),
             self.links.run(token.clone()),
-            self.tags.run(token.clone())
+            self.tags.run(token.clone()),
+            self.publish(token.clone())
         );
     }
 
@@ -274,6 +305,7 @@ impl Store {
     pub async fn close(&self) -> Result<(), StoreError> {
         self.links.flush().await;
         self.tags.flush().await;
+        self.write_journal().await;
         self.disk.close().await
     }
 }

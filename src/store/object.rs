@@ -9,7 +9,11 @@
 
 mod config;
 mod connect;
+#[cfg(test)]
+pub(super) mod fake;
 mod keys;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::fs::File;
@@ -21,19 +25,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{
-    Error as ObjectError, GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt as _, PutMode,
-    PutPayload, UpdateVersion,
+    Error as ObjectError, GetOptions, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use url::Url;
 
-pub use config::{Cloud, Config, Credential, InvalidLocation, Location, Peers, Via};
+pub use config::{
+    Cloud, Config, Credential, InvalidLocation, Location, Peers, SHORTEST_PRUNE, Via,
+};
 pub use connect::{ConnectError, open};
 pub use keys::{Name, Tree};
 
@@ -73,7 +79,8 @@ pub struct Shared {
     health: Mutex<Health>,
 }
 
-/// A state of a small object: what a change must still find there.
+/// A state of a small object: what a change must still find there. On S3 the same bytes are the
+/// same state, so whoever wants a change to be seen must change the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version(UpdateVersion);
 
@@ -113,6 +120,14 @@ pub enum SharedError {
     TimedOut(String),
     #[error("cannot {what} in the shared store: {source}")]
     Failed {
+        what: String,
+        source: Arc<ObjectError>,
+    },
+    #[error(
+        "the shared store does not let us {what}: look at store.shared.credential and \
+         store.shared.secret, what that identity may do there, and this machine's clock: {source}"
+    )]
+    Refused {
         what: String,
         source: Arc<ObjectError>,
     },
@@ -172,6 +187,11 @@ impl Shared {
         }
     }
 
+    /// Whether it answers, and lets us in.
+    pub async fn probe(self: &Arc<Self>) -> Result<(), SharedError> {
+        self.list(Tree::Claims).try_next().await.map(drop)
+    }
+
     /// Asks, unless that is pointless now, and learns from how it went. `what` is for people.
     async fn ask<T>(
         &self,
@@ -184,10 +204,7 @@ impl Shared {
         }
         let result = match tokio::time::timeout(within, answer).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(source)) => Err(SharedError::Failed {
-                what: what(),
-                source: Arc::new(source),
-            }),
+            Ok(Err(source)) => Err(SharedError::of(what(), source)),
             Err(_) => Err(SharedError::TimedOut(what())),
         };
         self.note(result.as_ref().err());
@@ -442,10 +459,7 @@ impl Shared {
             let result = match running.join_next().await {
                 None => return Ok(()),
                 Some(Ok(Ok(Ok(())))) => Ok(()),
-                Some(Ok(Ok(Err(source)))) => Err(SharedError::Failed {
-                    what: what(),
-                    source: Arc::new(source),
-                }),
+                Some(Ok(Ok(Err(source)))) => Err(SharedError::of(what(), source)),
                 Some(Ok(Err(_)) | Err(_)) => Err(SharedError::TimedOut(what())),
             };
             self.note(result.as_ref().err());
@@ -488,26 +502,26 @@ impl Shared {
 // === impl Shared: lists ===
 
 impl Shared {
-    /// Everything below one tree, in no order, as a stream: there may be millions.
-    pub fn list(&self, tree: Tree) -> BoxStream<'static, Result<Listed, SharedError>> {
+    /// Everything below one tree, in no order, as a stream: there may be millions. Ends with the
+    /// first error.
+    pub fn list(self: &Arc<Self>, tree: Tree) -> BoxStream<'static, Result<Listed, SharedError>> {
         let path = self.keys.tree(tree);
-        let what = format!("list {path}");
-        self.objects
-            .list(Some(&path))
-            .map_err(move |source| SharedError::Failed {
-                what: what.clone(),
-                source: Arc::new(source),
-            })
-            .map_ok(|meta| Listed {
-                path: meta.location,
-                size: meta.size,
-                modified: meta.last_modified.timestamp(),
-                version: Version(UpdateVersion {
-                    e_tag: meta.e_tag,
-                    version: meta.version,
-                }),
-            })
-            .boxed()
+        let objects = self.objects.list(Some(&path));
+        let state = Some((Arc::clone(self), objects));
+        let next = move |state: Option<(Arc<Self>, BoxStream<'static, _>)>| {
+            let what = format!("list {path}");
+            async move {
+                let (shared, mut objects) = state?;
+                let next = shared
+                    .ask(|| what.clone(), HEADER, objects.try_next())
+                    .await;
+                match next.transpose()? {
+                    Ok(meta) => Some((Ok(Listed::of(meta)), Some((shared, objects)))),
+                    Err(error) => Some((Err(error), None)),
+                }
+            }
+        };
+        stream::unfold(state, next).boxed()
     }
 
     /// Reads something listed; None when it has gone since.
@@ -556,6 +570,18 @@ fn absent<T>(result: Result<T, SharedError>) -> Result<Option<T>, SharedError> {
 // === impl Listed ===
 
 impl Listed {
+    fn of(meta: ObjectMeta) -> Self {
+        Listed {
+            path: meta.location,
+            size: meta.size,
+            modified: meta.last_modified.timestamp(),
+            version: Version(UpdateVersion {
+                e_tag: meta.e_tag.map(quoted),
+                version: meta.version,
+            }),
+        }
+    }
+
     /// The digest that a blob, a link, a led digest or a claim is named after.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
@@ -575,6 +601,15 @@ impl Listed {
     }
 }
 
+/// Azure leaves the quotes away in its lists.
+fn quoted(tag: String) -> String {
+    if tag.contains('"') {
+        tag
+    } else {
+        format!("\"{tag}\"")
+    }
+}
+
 // === impl Body ===
 
 impl Body {
@@ -582,10 +617,7 @@ impl Body {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, SharedError> {
         match tokio::time::timeout(IDLE, self.stream.try_next()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(source)) => Err(SharedError::Failed {
-                what: "read a blob".into(),
-                source: Arc::new(source),
-            }),
+            Ok(Err(source)) => Err(SharedError::of("read a blob".into(), source)),
             Err(_) => Err(SharedError::TimedOut("send a blob".into())),
         }
     }
@@ -600,6 +632,26 @@ impl fmt::Debug for Body {
 // === impl SharedError ===
 
 impl SharedError {
+    fn of(what: String, source: ObjectError) -> Self {
+        let source = Arc::new(source);
+        let refused = match &*source {
+            ObjectError::PermissionDenied { .. } | ObjectError::Unauthenticated { .. } => true,
+            // What a list fails with is hidden from us; its text is not.
+            ObjectError::Generic { .. } => {
+                let text = source.to_string();
+                ["status code: 401", "status code: 403"]
+                    .iter()
+                    .any(|status| text.contains(status))
+            }
+            _ => false,
+        };
+        if refused {
+            SharedError::Refused { what, source }
+        } else {
+            SharedError::Failed { what, source }
+        }
+    }
+
     fn object(&self) -> Option<&ObjectError> {
         match self {
             SharedError::Failed { source, .. } => Some(source),

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::FlockOperation;
 use tokio::sync::Semaphore;
@@ -30,7 +30,8 @@ const DEFAULT_TENTHS: u64 = 8;
 // === impl Disk ===
 
 impl Disk {
-    /// Blocks. Takes the lock, reads `v1/index`, walks `v1/blobs`, sweeps what is stale.
+    /// Blocks. Takes the lock, reads `v1/index`, walks `v1/blobs`, sweeps what is stale. Evicts
+    /// nothing yet: who holds what comes later.
     pub(super) fn open(config: &Config, faults: Arc<Faults>) -> Result<Arc<Self>, StoreError> {
         let layout = Layout::new(&config.path);
         make_directories(&layout)
@@ -58,6 +59,7 @@ impl Disk {
             unsynced: Mutex::default(),
             closed: Mutex::new(false),
             closing: AtomicBool::new(false),
+            uploads: OnceLock::new(),
             #[cfg(test)]
             hashed: 0.into(),
             _lock: locked,

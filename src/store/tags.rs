@@ -29,6 +29,9 @@ use crate::oci::{Digest, MediaType, Repository, Tag};
 const MOST_ENTRIES: usize = 64;
 /// Entries in memory, over all records; each takes about 200 bytes.
 const IN_MEMORY: u64 = 200_000;
+/// How far the clocks of replicas may differ, in seconds. A time further in the future says nothing
+/// about how fresh a tag is.
+pub const CLOCKS_DIFFER: i64 = 10;
 
 /// Who an answer of the upstream was for.
 #[derive(
@@ -151,6 +154,42 @@ impl TagRecord {
         }
     }
 
+    /// One entry.
+    #[cfg(test)]
+    pub(super) fn of(variant: Variant, entry: TagEntry) -> Self {
+        let mut record = TagRecord::default();
+        record.see(variant, entry);
+        record
+    }
+
+    /// Whether it knows one digest, seen once: nobody else can know much more.
+    pub(super) fn is_new(&self) -> bool {
+        let mut entries = self.variants.values().flatten();
+        let first = entries.next();
+        first.is_some_and(|entry| entry.first_seen == entry.last_seen) && entries.next().is_none()
+    }
+
+    /// The same with at most 64 entries for each variant.
+    pub(super) fn bounded(mut self) -> Self {
+        self.variants.values_mut().for_each(thin_out);
+        self
+    }
+
+    /// What another replica wrote, for joining it with `ours`. A clock that is ahead must not
+    /// decide what is newest: its times are brought down to before ours.
+    pub(super) fn believed_beside(mut self, ours: &TagRecord, now: i64) -> Self {
+        let entries = self.variants.values().flatten();
+        let latest = entries.map(|entry| entry.last_seen).max();
+        if latest.unwrap_or(self.checked).max(self.checked) > now.saturating_add(CLOCKS_DIFFER) {
+            let before = ours.checked.min(now).saturating_sub(1);
+            self.checked = self.checked.min(before);
+            for entries in self.variants.values_mut() {
+                clamp(entries, before);
+            }
+        }
+        self
+    }
+
     /// The upstream named `entry` at `entry.last_seen`: it becomes the newest, and nothing else
     /// was seen later, whatever a clock that was wrong may have written.
     fn see(&mut self, variant: Variant, mut entry: TagEntry) {
@@ -164,9 +203,7 @@ impl TagRecord {
         clamp(entries, entry.last_seen.saturating_sub(1));
         self.checked = entry.last_seen;
         entries.push(entry);
-        while entries.len() > MOST_ENTRIES {
-            entries.remove(least_missed(entries));
-        }
+        thin_out(entries);
     }
 
     /// What a file said, with times that lie in the future taken for now.
@@ -176,6 +213,12 @@ impl TagRecord {
             clamp(entries, now);
         }
         self
+    }
+}
+
+fn thin_out(entries: &mut Vec<TagEntry>) {
+    while entries.len() > MOST_ENTRIES {
+        entries.remove(least_missed(entries));
     }
 }
 
@@ -273,6 +316,32 @@ impl Tags {
                 true
             })
             .await;
+    }
+
+    /// Joins what other replicas know with what is known here, and gives both together.
+    pub(super) async fn adopt(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        theirs: &TagRecord,
+    ) -> Arc<TagRecord> {
+        let key = (repository.clone(), tag.clone());
+        let mut joined = None;
+        let adopt = |slot: &mut Slot| {
+            let ours = slot.record.as_deref();
+            let both = match ours {
+                Some(ours) => ours.merge(theirs).bounded(),
+                None => theirs.clone().bounded(),
+            };
+            let news = ours != Some(&both);
+            if news {
+                slot.update(|record| *record = both);
+            }
+            joined.clone_from(&slot.record);
+            news
+        };
+        self.shelf.change(&key, adopt).await;
+        joined.unwrap_or_default()
     }
 
     /// All tags of a repository that have a record, in order.

@@ -4,6 +4,7 @@ mod crash;
 mod disk;
 mod evict;
 mod full;
+pub(super) mod replicas;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -80,6 +81,12 @@ impl Dir {
             }
         }
     }
+
+    /// As a replica.
+    pub(super) fn open_shared(&self, max_size: u64, shared: Arc<Shared>) -> Arc<Store> {
+        let config = config(self.path(), max_size);
+        Store::open(&config, Some(shared), Arc::clone(&self.metrics)).unwrap()
+    }
 }
 
 pub(super) fn open(
@@ -87,12 +94,15 @@ pub(super) fn open(
     max_size: u64,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Store>, StoreError> {
-    let config = Config {
+    Store::open(&config(path, max_size), None, Arc::clone(metrics))
+}
+
+fn config(path: &Path, max_size: u64) -> Config {
+    Config {
         path: path.into(),
         max_size: Some(max_size),
         ..Config::default()
-    };
-    Store::open(&config, None, Arc::clone(metrics))
+    }
 }
 
 /// `docker.io/library/a`
@@ -103,7 +113,7 @@ pub(super) fn repository(text: &str) -> Repository {
 }
 
 /// Different bytes for every `seed`.
-fn content(seed: u64, length: usize) -> Bytes {
+pub(super) fn content(seed: u64, length: usize) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -117,7 +127,7 @@ fn content(seed: u64, length: usize) -> Bytes {
 }
 
 /// Commits `bytes` by way of a spool, as a fill does.
-async fn commit(disk: &Arc<Disk>, bytes: &Bytes) -> Digest {
+pub(super) async fn commit(disk: &Arc<Disk>, bytes: &Bytes) -> Digest {
     let digest = Digest::sha256(bytes);
     let verified = verified(disk, bytes).await;
     disk.commit(verified).await.unwrap();

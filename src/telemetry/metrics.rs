@@ -62,6 +62,12 @@ pub struct Metrics {
     pub store_quarantined: Counter,
     /// Operations on the local disk that failed.
     pub store_errors: Counter,
+    /// Things brought to the shared store, by how that went.
+    pub shared_published: Family<PublishLabels, Counter>,
+    /// Things that wait to be brought there.
+    pub shared_waiting: Gauge,
+    /// Look-ups in the shared store of what is not here.
+    pub shared_lookups: Family<LookupLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -94,6 +100,7 @@ pub enum OutcomeLabel {
     Miss,
     Collapsed,
     Passed,
+    Redirected,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -196,6 +203,48 @@ pub enum PeerResult {
     NotFound,
     /// From outside the peers' networks, or not signed with their secret.
     Refused,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PublishLabels {
+    pub kind: SharedKind,
+    pub result: PublishResult,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LookupLabels {
+    pub kind: SharedKind,
+    pub result: LookupResult,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum SharedKind {
+    Blob,
+    Link,
+    Led,
+    Tag,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum PublishResult {
+    Done,
+    /// It was there already.
+    Present,
+    /// It is here no longer.
+    Gone,
+    /// It will be tried again.
+    Failed,
+    /// Too much was waiting.
+    Dropped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum LookupResult {
+    Hit,
+    Miss,
+    Failed,
+    /// Not what its name says, and set aside.
+    Wrong,
 }
 
 // === impl Metrics ===
@@ -305,6 +354,21 @@ impl Metrics {
             "store_errors",
             "Disk operations that failed",
             self.store_errors.clone(),
+        );
+        r.register(
+            "shared_published",
+            "Things brought to the shared store",
+            self.shared_published.clone(),
+        );
+        r.register(
+            "shared_waiting",
+            "Things waiting to be brought to the shared store",
+            self.shared_waiting.clone(),
+        );
+        r.register(
+            "shared_lookups",
+            "Look-ups in the shared store",
+            self.shared_lookups.clone(),
         );
         registry
     }

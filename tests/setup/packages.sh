@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs, from Debian's packages, the programs that the tests and the benchmark drive.
+# Installs, from Debian's packages, the programs that the tests and the benchmark drive, and what
+# tests/setup/stores.sh needs to install the object stores.
 # Says what it does; does nothing when all of them are there.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
@@ -16,8 +17,12 @@ needed=(
     docker-registry:docker-registry
     ip:iproute2
     nginx:nginx-light
+    node:nodejs
+    npm:npm
     openssl:openssl
     podman:podman
+    python3:python3
+    setpriv:util-linux
     skopeo:skopeo
     systemd-analyze:systemd
     unshare:util-linux
@@ -29,6 +34,8 @@ for entry in "${needed[@]}"; do
 done
 # gcc without the C library's headers cannot compile anything.
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+# Debian keeps a part of Python's library that makes virtual environments to itself.
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 [ "${#missing[@]}" -eq 0 ] && exit 0
 
 echo "The tests need these packages, which are missing here: ${missing[*]}"

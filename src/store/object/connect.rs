@@ -4,6 +4,7 @@
 //! limits the time of a whole body. Here the configuration says who we are, and the time limits are
 //! those of a pull.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,14 +28,14 @@ const EMULATOR_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 const EMULATOR_ENDPOINT: &str = "http://127.0.0.1:10000/devstoreaccount1";
 const AZURE_VERSION: &str = "2023-11-03";
+/// An emulator is near.
+const MAKE: Duration = Duration::from_secs(5);
 
 /// Why there is no shared store.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("store.shared.{key} {message}")]
     Config { key: &'static str, message: String },
-    #[error("store.shared: {0}")]
-    Library(#[from] object_store::Error),
     #[error("store.shared: cannot make the container: {0}")]
     Container(String),
 }
@@ -55,41 +56,70 @@ struct Identity<'a> {
     secret: Option<Secret<String>>,
 }
 
-/// Opens the store that `config` names. `client` decides how hosts are reached, how long a
-/// connection may take and how long a body may be silent. Reads secrets from files; an emulator's
-/// container is made, which is the only request that this sends.
+/// Opens the store that `config` names. `client` decides how hosts are reached and how long a
+/// connection may take. Reads secrets from files; an emulator's container is made, which is the
+/// only request that this sends.
 ///
 /// # Errors
 ///
-/// Names the key of the configuration that is wrong or missing.
+/// Names the key of the configuration that is wrong or missing. A store that does not answer is no
+/// error: it may come back.
 pub async fn open(config: &Config, client: reqwest::Client) -> Result<Shared, ConnectError> {
+    let shared = build(config, client.clone())?;
+    if config.credential == Credential::Emulator {
+        let made = match &config.url.cloud {
+            Cloud::Azure { .. } => make_container(config, &client).await,
+            Cloud::S3 => make_bucket(config, &client).await,
+            Cloud::Google => Ok(()),
+        };
+        match made {
+            Err(ConnectError::Container(error)) => {
+                tracing::warn!(%error, "cannot make the emulator's container");
+            }
+            made => made?,
+        }
+    }
+    Ok(shared)
+}
+
+/// The same without any request. Blocks: reads secrets from files.
+pub(super) fn build(config: &Config, client: reqwest::Client) -> Result<Shared, ConnectError> {
     let location = &config.url;
     let secret = config.secret.as_ref().map(SecretSource::read);
     let secret = secret
         .transpose()
         .map_err(|message| wrong("secret", message))?;
     let identity = Identity { config, secret };
-    let connector = Connector(client.clone());
+    let connector = Connector(client);
     let (objects, signer): (Arc<dyn ObjectStore>, Arc<dyn Signer>) = match &location.cloud {
         Cloud::Azure { account } => {
-            if config.credential == Credential::Emulator {
-                make_container(config, &client).await?;
-            }
             let store = identity.azure(account)?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build()?);
+            let store = Arc::new(
+                store
+                    .with_retry(retries())
+                    .build()
+                    .map_err(|error| refused(&error))?,
+            );
             (Arc::clone(&store) as _, store)
         }
         Cloud::S3 => {
-            if config.credential == Credential::Emulator {
-                make_bucket(config, &client).await?;
-            }
             let store = identity.s3()?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build()?);
+            let store = Arc::new(
+                store
+                    .with_retry(retries())
+                    .build()
+                    .map_err(|error| refused(&error))?,
+            );
             (Arc::clone(&store) as _, store)
         }
         Cloud::Google => {
             let store = identity.google()?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build()?);
+            let store = Arc::new(
+                store
+                    .with_retry(retries())
+                    .build()
+                    .map_err(|error| refused(&error))?,
+            );
             (Arc::clone(&store) as _, store)
         }
     };
@@ -109,6 +139,11 @@ fn retries() -> RetryConfig {
         max_retries: 2,
         retry_timeout: Duration::from_secs(10),
     }
+}
+
+/// What the library finds wrong with a builder is the secret: the rest has been looked at.
+fn refused(error: &object_store::Error) -> ConnectError {
+    wrong("secret", format!("cannot be used: {error}"))
 }
 
 fn wrong(key: &'static str, message: impl Into<String>) -> ConnectError {
@@ -178,7 +213,8 @@ impl Identity<'_> {
                     .with_tenant_id(variable("AZURE_TENANT_ID")?)
                     .with_federated_token_file(variable("AZURE_FEDERATED_TOKEN_FILE")?);
                 match std::env::var("AZURE_AUTHORITY_HOST") {
-                    Ok(host) => builder.with_authority_host(host),
+                    // AKS writes it with a slash at its end.
+                    Ok(host) => builder.with_authority_host(host.trim_end_matches('/')),
                     Err(_) => builder,
                 }
             }
@@ -234,6 +270,9 @@ impl Identity<'_> {
                     .with_access_key_id(key_id)
                     .with_secret_access_key(self.secret()?)
             }
+            Credential::Emulator if config.endpoint.is_none() => {
+                return Err(wrong("endpoint", "is needed for an emulator of S3"));
+            }
             Credential::Emulator => builder
                 .with_access_key_id("emulator")
                 .with_secret_access_key("emulator"),
@@ -251,12 +290,30 @@ impl Identity<'_> {
         }
         Ok(match config.credential {
             // Both are answered by the metadata server, which is where the library looks last.
-            Credential::WorkloadIdentity | Credential::ManagedIdentity => builder,
+            Credential::WorkloadIdentity | Credential::ManagedIdentity => {
+                no_personal_login()?;
+                builder
+            }
             Credential::AccountKey => builder.with_service_account_key(self.secret()?),
             Credential::Emulator => builder.with_skip_signature(true),
             Credential::Sas => return self.unsupported(),
         })
     }
+}
+
+/// What somebody logged in with on this machine would take the place of the machine's identity, and
+/// the library cannot be told to leave it.
+fn no_personal_login() -> Result<(), ConnectError> {
+    let Some(home) = std::env::var_os("HOME") else {
+        return Ok(());
+    };
+    let file = Path::new(&home).join(".config/gcloud/application_default_credentials.json");
+    if file.exists() {
+        let file = file.display();
+        let message = format!("is an identity, but {file} would win over it: take that file away");
+        return Err(wrong("credential", message));
+    }
+    Ok(())
 }
 
 /// Makes Azurite's container; one that is there is fine.
@@ -311,6 +368,7 @@ async fn make_bucket(config: &Config, client: &reqwest::Client) -> Result<(), Co
 async fn made(request: reqwest::RequestBuilder) -> Result<(), ConnectError> {
     let request = request.header(http::header::CONTENT_LENGTH, 0);
     let answer = request
+        .timeout(MAKE)
         .send()
         .await
         .map_err(|error| ConnectError::Container(error.to_string()))?;

@@ -27,6 +27,7 @@ pub struct Setup {
     rules: String,
     store: Option<PathBuf>,
     authority: Option<String>,
+    environment: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -112,6 +113,12 @@ impl Setup {
         self
     }
 
+    /// A variable that the process finds in its environment, which is empty otherwise.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// A store of the test's own instead of one in the temporary directory.
     pub fn store_at(mut self, path: &Path) -> Self {
         self.store = Some(path.to_owned());
@@ -166,6 +173,7 @@ fn spawn(setup: &Setup, directory: &Path) -> (Child, Arc<Logs>) {
     let config = directory.join("portcullis.toml");
     std::fs::write(&config, setup.text(&store)).unwrap();
     let mut child = command(&config, &["serve"])
+        .envs(setup.environment.iter().map(|(name, value)| (name, value)))
         .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

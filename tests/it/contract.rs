@@ -1,0 +1,555 @@
+//! What every kind of store must do, as one list that all of them pass: memory, Azurite, S3 and the
+//! local disk.
+//!
+//! It stands here and not in `store/`, because the real stores are processes that tests start.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use portcullis::oci::{Digest, MediaType, Reference, Repository, Tag};
+use portcullis::store::object::{self, Name, Tree};
+use portcullis::store::{self, Shared, Store, TagEntry, Variant, Verifier};
+use portcullis::telemetry::Metrics;
+use portcullis::upstream::{Egress, Limits, store_client};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::support::image::random;
+use crate::support::stores::{azurite, block_on, moto, unique};
+use crate::support::{KIB, MIB};
+
+/// Three parts of an upload, the last of them short.
+const LARGE: usize = 16 * MIB + 5;
+
+macro_rules! list {
+    ($($store:ident)* : $tests:tt) => { $( list!(@ $store $tests); )* };
+    (@ $store:ident { $($test:ident)* }) => {
+        mod $store {
+            $(
+                #[test]
+                fn $test() {
+                    let store = super::super::$store();
+                    super::super::block_on(super::super::$test(store));
+                }
+            )*
+        }
+    };
+}
+
+mod blobs {
+    list!(memory azure s3 disk: {
+        what_is_absent_is_no_error
+        a_blob_is_read_whole_and_in_ranges
+        a_large_blob_is_read_whole_and_in_ranges
+        the_same_blob_twice_is_one
+    });
+}
+
+/// What only replicas do with each other: on one disk there is one download of a digest.
+mod objects {
+    list!(memory azure s3: {
+        the_same_blob_at_the_same_time_is_one
+        a_blob_is_listed_until_it_is_deleted
+        an_upload_that_is_cut_off_leaves_nothing
+        an_upload_whose_file_is_short_leaves_nothing
+        what_is_set_aside_is_not_read
+        an_object_is_made_once
+        an_object_is_replaced_only_as_it_was_read
+        changes_by_many_at_once_are_all_there
+        an_object_is_deleted_once_or_twice
+        every_name_is_listed_in_its_tree
+    });
+}
+
+mod records {
+    list!(disk: {
+        a_link_is_there_until_it_is_taken_away
+        what_led_to_a_digest_is_remembered
+        a_tag_has_a_history
+    });
+}
+
+// === the stores ===
+
+/// As little as there can be.
+fn memory() -> Arc<Shared> {
+    let objects = Arc::new(object_store::memory::InMemory::new());
+    Arc::new(Shared::new(objects, None, "fleet"))
+}
+
+fn azure() -> Arc<Shared> {
+    open(&azurite().lines(&azurite().fresh_container()))
+}
+
+fn s3() -> Arc<Shared> {
+    open(&moto().lines(&unique("bucket")))
+}
+
+/// From the lines of `[store.shared]`.
+pub fn open(lines: &str) -> Arc<Shared> {
+    let config: object::Config = toml::from_str(lines).unwrap();
+    let client = store_client(&Limits::default(), &Egress::default()).unwrap();
+    Arc::new(block_on(object::open(&config, client)).unwrap())
+}
+
+/// The store of one replica.
+struct Local {
+    store: Arc<Store>,
+    directory: TempDir,
+}
+
+fn disk() -> Local {
+    let directory = TempDir::new().unwrap();
+    Local {
+        store: Local::open(&directory),
+        directory,
+    }
+}
+
+impl Local {
+    fn open(directory: &TempDir) -> Arc<Store> {
+        let config = store::Config {
+            path: directory.path().join("store"),
+            ..store::Config::default()
+        };
+        Store::open(&config, None, Arc::new(Metrics::default())).unwrap()
+    }
+
+    /// As after a restart.
+    async fn again(self) -> Self {
+        self.store.close().await.unwrap();
+        drop(self.store);
+        Local {
+            store: Local::open(&self.directory),
+            directory: self.directory,
+        }
+    }
+}
+
+/// What all stores do with blobs.
+#[async_trait]
+trait Blobs: Clone + Send + Sync + 'static {
+    async fn put(&self, bytes: &[u8]) -> Digest;
+    async fn size(&self, digest: &Digest) -> Option<u64>;
+    /// What there is of the range; no bytes where it starts past the end.
+    async fn read(&self, digest: &Digest, range: Range<u64>) -> Option<Vec<u8>>;
+}
+
+#[async_trait]
+impl Blobs for Arc<Shared> {
+    async fn put(&self, bytes: &[u8]) -> Digest {
+        let digest = Digest::sha256(bytes);
+        let size = bytes.len() as u64;
+        self.put_blob(&digest, &file(bytes), size).await.unwrap();
+        digest
+    }
+
+    async fn size(&self, digest: &Digest) -> Option<u64> {
+        self.stat(digest).await.unwrap()
+    }
+
+    async fn read(&self, digest: &Digest, range: Range<u64>) -> Option<Vec<u8>> {
+        let asked = Shared::open(self, digest, Some(range.clone())).await;
+        let mut body = match asked {
+            Ok(body) => body?,
+            // Which objects may say of a range that has nothing in it.
+            Err(_) if self.stat(digest).await.unwrap()? <= range.start => return Some(Vec::new()),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(body.range.start, range.start);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = body.chunk().await.unwrap() {
+            bytes.extend_from_slice(&chunk);
+        }
+        assert_eq!(body.range.end - body.range.start, bytes.len() as u64);
+        Some(bytes)
+    }
+}
+
+#[async_trait]
+impl Blobs for Arc<Local> {
+    async fn put(&self, bytes: &[u8]) -> Digest {
+        let digest = Digest::sha256(bytes);
+        let disk = &self.store.disk;
+        let (spool, _) = disk.spool(&digest).await.unwrap();
+        spool.note_total(bytes.len() as u64);
+        spool.write(0, &[Bytes::copy_from_slice(bytes)]).unwrap();
+        spool.flush().unwrap();
+        let mut verifier = Verifier::new(&digest);
+        verifier.advance(&spool, bytes.len() as u64).unwrap();
+        disk.commit(spool.verify(&verifier).unwrap()).await.unwrap();
+        digest
+    }
+
+    async fn size(&self, digest: &Digest) -> Option<u64> {
+        self.store.disk.stat(digest)
+    }
+
+    async fn read(&self, digest: &Digest, range: Range<u64>) -> Option<Vec<u8>> {
+        let found = self.store.disk.open_blob(digest).await.unwrap()?;
+        let part = found.slice(range);
+        let mut bytes = vec![0; usize::try_from(part.len()).unwrap()];
+        let at = part.range().start;
+        part.file().read_exact_at(&mut bytes, at).unwrap();
+        Some(bytes)
+    }
+}
+
+/// Lists name a store, not its pointer.
+trait IntoBlobs {
+    type Blobs: Blobs;
+    fn blobs(self) -> Self::Blobs;
+}
+
+impl IntoBlobs for Arc<Shared> {
+    type Blobs = Self;
+    fn blobs(self) -> Self {
+        self
+    }
+}
+
+impl IntoBlobs for Local {
+    type Blobs = Arc<Local>;
+    fn blobs(self) -> Arc<Local> {
+        Arc::new(self)
+    }
+}
+
+fn file(bytes: &[u8]) -> Arc<File> {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(bytes, 0).unwrap();
+    Arc::new(file)
+}
+
+fn repository(text: &str) -> Repository {
+    let (registry, name) = text.split_once('/').unwrap();
+    Repository::new(registry.parse().unwrap(), name.parse().unwrap()).unwrap()
+}
+
+// === blobs ===
+
+async fn what_is_absent_is_no_error(store: impl IntoBlobs) {
+    let store = store.blobs();
+    let digest = Digest::sha256(&random(8));
+    assert_eq!(store.size(&digest).await, None);
+    assert_eq!(store.read(&digest, 0..5).await, None);
+}
+
+async fn a_blob_is_read_whole_and_in_ranges(store: impl IntoBlobs) {
+    in_ranges(&store.blobs(), &random(100 * KIB)).await;
+}
+
+async fn a_large_blob_is_read_whole_and_in_ranges(store: impl IntoBlobs) {
+    in_ranges(&store.blobs(), &random(LARGE)).await;
+}
+
+async fn in_ranges(store: &impl Blobs, bytes: &[u8]) {
+    let digest = store.put(bytes).await;
+    let size = bytes.len() as u64;
+    assert_eq!(store.size(&digest).await, Some(size));
+    for range in [
+        0..size,
+        0..1,
+        5..500,
+        size / 2..size,
+        size - 1..size,
+        size - 3..size + 100,
+    ] {
+        let read = store.read(&digest, range.clone()).await.unwrap();
+        let end = usize::try_from(range.end.min(size)).unwrap();
+        let start = usize::try_from(range.start).unwrap();
+        assert!(read == bytes[start..end], "{range:?}");
+    }
+    assert_eq!(store.read(&digest, size..size + 1).await, Some(Vec::new()));
+}
+
+async fn the_same_blob_twice_is_one(store: impl IntoBlobs) {
+    let store = store.blobs();
+    for bytes in [random(KIB), random(LARGE)] {
+        let digest = store.put(&bytes).await;
+        assert_eq!(store.put(&bytes).await, digest);
+        let read = store.read(&digest, 0..bytes.len() as u64).await.unwrap();
+        assert!(read == bytes);
+    }
+}
+
+// === objects ===
+
+async fn the_same_blob_at_the_same_time_is_one(store: Arc<Shared>) {
+    for size in [KIB, LARGE] {
+        let bytes = Arc::new(random(size));
+        let mut tasks = JoinSet::new();
+        for _ in 0..3 {
+            let (store, bytes) = (store.clone(), Arc::clone(&bytes));
+            tasks.spawn(async move { store.put(&bytes).await });
+        }
+        let digest = Digest::sha256(&bytes);
+        for put in tasks.join_all().await {
+            assert_eq!(put, digest);
+        }
+        let read = store.read(&digest, 0..size as u64).await.unwrap();
+        assert!(read == *bytes);
+    }
+}
+
+async fn a_blob_is_listed_until_it_is_deleted(store: Arc<Shared>) {
+    let mut blobs = Vec::new();
+    for size in [1, 10, 100] {
+        let bytes = random(size);
+        blobs.push((store.put(&bytes).await, size as u64));
+    }
+    let list = async || {
+        let listed: Vec<_> = store.list(Tree::Blobs).try_collect().await.unwrap();
+        let mut listed: Vec<_> = listed
+            .iter()
+            .map(|l| (l.digest().unwrap(), l.size))
+            .collect();
+        listed.sort();
+        listed
+    };
+    blobs.sort();
+    assert_eq!(list().await, blobs);
+    let (gone, _) = blobs.remove(1);
+    // Who comes second finds that it is done.
+    for _ in 0..2 {
+        store.delete_blob(&gone).await.unwrap();
+        assert_eq!(store.stat(&gone).await.unwrap(), None);
+        assert_eq!(list().await, blobs);
+    }
+}
+
+async fn an_upload_that_is_cut_off_leaves_nothing(store: Arc<Shared>) {
+    for milliseconds in [0, 1, 5, 20, 60] {
+        let bytes = random(LARGE);
+        let (digest, file) = (Digest::sha256(&bytes), file(&bytes));
+        let put = store.put_blob(&digest, &file, bytes.len() as u64);
+        let limit = Duration::from_millis(milliseconds);
+        let ended = tokio::time::timeout(limit, put).await.is_ok();
+        // The last request may be on its way when nobody waits for its answer any more.
+        match store.read(&digest, 0..u64::MAX / 2).await {
+            Some(read) => assert!(read == bytes, "cut off at {limit:?}"),
+            None => assert!(!ended),
+        }
+        let whole: Vec<_> = store.list(Tree::Blobs).try_collect().await.unwrap();
+        assert!(whole.iter().all(|listed| listed.size == bytes.len() as u64));
+        // And it is no worse for who comes next.
+        store.put(&bytes).await;
+        assert_eq!(store.stat(&digest).await.unwrap(), Some(bytes.len() as u64));
+    }
+}
+
+async fn an_upload_whose_file_is_short_leaves_nothing(store: Arc<Shared>) {
+    let bytes = random(LARGE);
+    let digest = Digest::sha256(&bytes);
+    let short = file(&bytes[..LARGE / 2]);
+    let error = store.put_blob(&digest, &short, LARGE as u64).await;
+    error.unwrap_err();
+    assert_eq!(store.stat(&digest).await.unwrap(), None);
+    assert!(store.is_up(), "the file was wrong, not the store");
+}
+
+async fn what_is_set_aside_is_not_read(store: Arc<Shared>) {
+    let digest = store.put(&random(KIB)).await;
+    store.quarantine(&digest).await.unwrap();
+    assert_eq!(store.stat(&digest).await.unwrap(), None);
+    assert!(store.read(&digest, 0..5).await.is_none());
+    let aside: Vec<_> = store.list(Tree::Quarantine).try_collect().await.unwrap();
+    assert_eq!(aside.len(), 1);
+    assert!(aside[0].name().starts_with(&digest.hex()));
+    // What is not there any more is set aside already.
+    store.quarantine(&digest).await.unwrap();
+}
+
+async fn an_object_is_made_once(store: Arc<Shared>) {
+    let digest = Digest::sha256(&random(8));
+    let name = Name::Claim(&digest);
+    assert!(store.get(name).await.unwrap().is_none());
+    let made = store.create(name, "first".into()).await.unwrap();
+    assert!(store.create(name, "second".into()).await.unwrap().is_none());
+    let found = store.get(name).await.unwrap().unwrap();
+    assert_eq!(found.bytes, "first");
+    assert_eq!(Some(found.version), made);
+    // Of many at once, one.
+    let digest = Digest::sha256(&random(8));
+    let mut tasks = JoinSet::new();
+    for n in 0..16 {
+        let store = Arc::clone(&store);
+        let made = async move {
+            store
+                .create(Name::Claim(&digest), n.to_string().into())
+                .await
+        };
+        tasks.spawn(async move { made.await.unwrap().is_some() });
+    }
+    let made = tasks.join_all().await;
+    assert_eq!(made.iter().filter(|made| **made).count(), 1);
+}
+
+async fn an_object_is_replaced_only_as_it_was_read(store: Arc<Shared>) {
+    let digest = Digest::sha256(&random(8));
+    let name = Name::Claim(&digest);
+    let first = store.create(name, "1".into()).await.unwrap().unwrap();
+    let second = store
+        .replace(name, &first, "2".into())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_ne!(first, second);
+    assert_eq!(store.replace(name, &first, "x".into()).await.unwrap(), None);
+    assert_eq!(store.get(name).await.unwrap().unwrap().bytes, "2");
+    assert_eq!(store.get(name).await.unwrap().unwrap().version, second);
+    store.overwrite(name, "3".into()).await.unwrap();
+    assert_eq!(
+        store.replace(name, &second, "x".into()).await.unwrap(),
+        None
+    );
+    let third = store.get(name).await.unwrap().unwrap().version;
+    store.delete(name).await.unwrap();
+    assert_eq!(store.replace(name, &third, "x".into()).await.unwrap(), None);
+    assert!(store.get(name).await.unwrap().is_none());
+}
+
+async fn changes_by_many_at_once_are_all_there(store: Arc<Shared>) {
+    const TASKS: u32 = 16;
+    let at = Arc::new((
+        repository("registry.example/a/b"),
+        "v1".parse::<Tag>().unwrap(),
+    ));
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS {
+        let (store, at) = (Arc::clone(&store), Arc::clone(&at));
+        tasks.spawn(async move {
+            let add = |before: Option<&Bytes>| {
+                let mut all: BTreeSet<u32> = match before {
+                    Some(bytes) => serde_json::from_slice(bytes).unwrap(),
+                    None => BTreeSet::new(),
+                };
+                // What is there already needs no writing.
+                let new = all.insert(task);
+                new.then(|| serde_json::to_vec(&all).unwrap().into())
+            };
+            store.update(Name::Tag(&at.0, &at.1), add).await.unwrap();
+            let kept = store.update(Name::Tag(&at.0, &at.1), add).await.unwrap();
+            let kept: BTreeSet<u32> = serde_json::from_slice(&kept.unwrap()).unwrap();
+            assert!(kept.contains(&task));
+        });
+    }
+    tasks.join_all().await;
+    let found = store.get(Name::Tag(&at.0, &at.1)).await.unwrap().unwrap();
+    let found: BTreeSet<u32> = serde_json::from_slice(&found.bytes).unwrap();
+    assert_eq!(found, (0..TASKS).collect());
+}
+
+async fn an_object_is_deleted_once_or_twice(store: Arc<Shared>) {
+    let digest = Digest::sha256(&random(8));
+    let name = Name::Claim(&digest);
+    store.delete(name).await.unwrap();
+    store.create(name, "1".into()).await.unwrap();
+    store.delete(name).await.unwrap();
+    store.delete(name).await.unwrap();
+    assert!(store.get(name).await.unwrap().is_none());
+    assert!(store.create(name, "2".into()).await.unwrap().is_some());
+}
+
+async fn every_name_is_listed_in_its_tree(store: Arc<Shared>) {
+    let digest = Digest::sha256(&random(8));
+    let repository = repository("registry.example:5000/a/b_c/d-e");
+    let tag: Tag = "v1.0-_x".parse().unwrap();
+    let names = [
+        (Name::Tag(&repository, &tag), Tree::Repositories, "_tags"),
+        (
+            Name::Link(&repository, &digest),
+            Tree::Repositories,
+            "_links",
+        ),
+        (Name::Led(&repository, &digest), Tree::Repositories, "_led"),
+        (Name::Claim(&digest), Tree::Claims, "claims"),
+        (Name::Pin("ab"), Tree::Pins, "pins"),
+        (Name::Used("2026-01-01-a"), Tree::Used, "used"),
+    ];
+    for (name, tree, directory) in names {
+        assert!(store.create(name, Bytes::new()).await.unwrap().is_some());
+        let listed: Vec<_> = store.list(tree).try_collect().await.unwrap();
+        let found: Vec<_> = listed
+            .iter()
+            .filter(|l| l.directory() == directory)
+            .collect();
+        assert_eq!(found.len(), 1, "{name:?}: {listed:?}");
+        let read = store.get_listed(found[0]).await.unwrap().unwrap();
+        assert_eq!(read.version, found[0].version, "{name:?}");
+        store.delete_listed(found[0]).await.unwrap();
+        assert!(store.get(name).await.unwrap().is_none(), "{name:?}");
+    }
+}
+
+// === links, what led where, tags ===
+
+async fn a_link_is_there_until_it_is_taken_away(local: Local) {
+    let (one, other) = (
+        repository("registry.example/a"),
+        repository("registry.example/b"),
+    );
+    let digest = Digest::sha256(&random(8));
+    let kind = MediaType::parse("application/vnd.oci.image.index.v1+json");
+    let links = &local.store.links;
+    assert!(links.link(&one, &digest).await.is_none());
+    links.add_link(&one, &digest, kind.as_ref()).await;
+    let local = local.again().await;
+    let links = &local.store.links;
+    let found = links.link(&one, &digest).await.unwrap();
+    assert_eq!(found.media_type, kind);
+    assert!(links.link(&other, &digest).await.is_none());
+    links.remove_link(&one, &digest).await;
+    let local = local.again().await;
+    assert!(local.store.links.link(&one, &digest).await.is_none());
+}
+
+async fn what_led_to_a_digest_is_remembered(local: Local) {
+    let repository = repository("registry.example/a");
+    let child = Digest::sha256(&random(8));
+    let parents: [Reference; 2] = [
+        Reference::Tag("v1".parse().unwrap()),
+        Reference::Digest(Digest::sha256(&random(8))),
+    ];
+    for parent in &parents {
+        local
+            .store
+            .links
+            .add_led(&repository, parent, &[child])
+            .await;
+    }
+    let local = local.again().await;
+    let led = local.store.links.led_by(&repository, &child).await;
+    assert_eq!(led.len(), 2);
+    assert!(parents.iter().all(|parent| led.contains(parent)));
+}
+
+async fn a_tag_has_a_history(local: Local) {
+    let repository = repository("registry.example/a");
+    let tag: Tag = "v1".parse().unwrap();
+    let kind = MediaType::parse("application/vnd.oci.image.index.v1+json").unwrap();
+    let entry = |seed: &[u8], seen| TagEntry::new(Digest::sha256(seed), kind.clone(), 9, seen);
+    assert!(local.store.tags.get(&repository, &tag).await.is_none());
+    for (seed, seen) in [(b"1", 100), (b"2", 200), (b"1", 300)] {
+        let entry = entry(seed, seen);
+        local
+            .store
+            .tags
+            .record(&repository, &tag, Variant::Any, entry)
+            .await;
+    }
+    let local = local.again().await;
+    let record = local.store.tags.get(&repository, &tag).await.unwrap();
+    let current = record.current(Variant::Any).unwrap();
+    assert_eq!(current.digest, Digest::sha256(b"1"));
+    assert_eq!((current.first_seen, current.last_seen), (100, 300));
+    assert_eq!(record.entries(Variant::Any).len(), 2);
+    assert_eq!(local.store.tags.tags(&repository).await.unwrap(), [tag]);
+}

@@ -1,0 +1,375 @@
+//! Who we are at the shared store: what the configuration says, whatever the environment holds.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use portcullis::oci::Digest;
+use portcullis::store::object::Name;
+use url::form_urlencoded;
+
+use crate::contract::open;
+use crate::support::at;
+use crate::support::image::random;
+use crate::support::listeners::Bystander;
+use crate::support::network::in_own_network;
+use crate::support::proxy::{Proxy, Setup};
+use crate::support::stores::{ACCOUNT, ACCOUNT_KEY, azurite, block_on};
+use crate::support::upstream::Upstream;
+
+const TOKEN: &str = "canary-token-77aa";
+const SHARING: &str = "sharing a store";
+const NO_ANSWER: &str = "no answer from the shared store; pulls go on without it";
+
+/// Plays a cloud: its identity service and an empty container that takes this service's token.
+struct Cloud {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Request {
+    method: String,
+    target: String,
+    /// Names in lower case.
+    headers: String,
+    body: String,
+}
+
+impl Cloud {
+    fn on(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(Mutex::default());
+        let seen = Arc::clone(&requests);
+        thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let seen: Arc<Mutex<Vec<Request>>> = Arc::clone(&seen);
+                thread::spawn(move || {
+                    while let Some(request) = Request::read(&stream) {
+                        let (status, body) = request.answer();
+                        seen.lock().unwrap().push(request);
+                        let answer = format!(
+                            "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
+                            body.len()
+                        );
+                        if (&stream).write_all(answer.as_bytes()).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Cloud { address, requests }
+    }
+
+    /// The one request whose target contains `fragment`.
+    fn request(&self, fragment: &str) -> Request {
+        let requests = self.requests.lock().unwrap();
+        let mut found: Vec<_> = requests
+            .iter()
+            .filter(|r| r.target.contains(fragment))
+            .collect();
+        assert_eq!(found.len(), 1, "{fragment}: {requests:#?}");
+        found.remove(0).clone()
+    }
+}
+
+impl Request {
+    fn read(stream: &TcpStream) -> Option<Self> {
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let mut words = line.split_whitespace();
+        let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+        let mut headers = String::new();
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok()?;
+            let Some((name, value)) = line.trim_end().split_once(": ") else {
+                break;
+            };
+            let name = name.to_ascii_lowercase();
+            if name == "content-length" {
+                length = value.parse().unwrap();
+            }
+            headers += &format!("{name}: {value}\n");
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).ok()?;
+        Some(Request {
+            method,
+            target,
+            headers,
+            body: String::from_utf8(body).unwrap(),
+        })
+    }
+
+    fn answer(&self) -> (u16, String) {
+        if self.target.contains("/oauth2/") {
+            let token = format!(
+                r#"{{"access_token":"{TOKEN}","expires_in":"3600","expires_on":"4102444800",
+                    "token_type":"Bearer"}}"#
+            );
+            // One of the two services writes the number as a text.
+            return (200, token.replace("\"3600\"", "3600"));
+        }
+        if !self
+            .headers
+            .contains(&format!("authorization: Bearer {TOKEN}\n"))
+        {
+            return (403, String::new());
+        }
+        let empty =
+            r#"<?xml version="1.0"?><EnumerationResults><Blobs></Blobs></EnumerationResults>"#;
+        (200, empty.to_owned())
+    }
+
+    /// The parameters of a form or a query.
+    fn parameters(text: &str) -> Vec<(String, String)> {
+        let mut all: Vec<_> = form_urlencoded::parse(text.as_bytes())
+            .into_owned()
+            .collect();
+        all.sort();
+        all
+    }
+}
+
+/// What somebody may have left in the environment for another account.
+fn with_leftovers(setup: Setup, elsewhere: &Bystander) -> Setup {
+    let elsewhere = format!("http://{}", elsewhere.address);
+    [
+        ("AZURE_STORAGE_ACCOUNT_NAME", "somebody"),
+        ("AZURE_STORAGE_ACCOUNT_KEY", "c29tZWJvZHk="),
+        ("AZURE_STORAGE_ACCESS_KEY", "c29tZWJvZHk="),
+        ("AZURE_STORAGE_SAS_KEY", "sv=1&sig=c29tZWJvZHk%3D"),
+        ("AZURE_STORAGE_TOKEN", "somebody"),
+        ("AZURE_STORAGE_CLIENT_SECRET", "somebody"),
+        ("AZURE_STORAGE_USE_EMULATOR", "true"),
+        ("AZURE_USE_AZURE_CLI", "true"),
+        ("AZURE_ENDPOINT", &elsewhere),
+        ("AZURITE_BLOB_STORAGE_URL", &elsewhere),
+        ("AWS_ACCESS_KEY_ID", "somebody"),
+        ("AWS_SECRET_ACCESS_KEY", "somebody"),
+        ("AWS_SESSION_TOKEN", "somebody"),
+        ("AWS_ENDPOINT", &elsewhere),
+        ("AWS_ENDPOINT_URL", &elsewhere),
+        ("GOOGLE_SERVICE_ACCOUNT", "/nowhere"),
+        ("HTTP_PROXY", &elsewhere),
+        ("http_proxy", &elsewhere),
+        ("ALL_PROXY", &elsewhere),
+    ]
+    .iter()
+    .fold(setup, |setup, (name, value)| setup.env(name, value))
+}
+
+fn azure(container: &str, lines: &str) -> String {
+    format!(
+        "url = \"az://{ACCOUNT}/{container}/fleet\"\nendpoint = \"{}\"\n{lines}",
+        azurite().endpoint()
+    )
+}
+
+/// An uncached pull, which needs no shared store.
+fn assert_serves(proxy: &Proxy, upstream: &Upstream) {
+    let bytes = random(1000);
+    let digest = upstream.blob("demo/app", bytes.clone());
+    let path = at(&format!("demo/app/blobs/{digest}"));
+    proxy.get(&path).assert_whole(&bytes);
+}
+
+#[test]
+fn what_is_left_in_the_environment_never_wins() {
+    let upstream = Upstream::start();
+    let nobody = Bystander::start();
+    let name = azurite().fresh_container();
+    // Makes the container.
+    open(&azurite().lines(&name));
+    let key = format!("credential = \"account-key\"\nsecret = \"{ACCOUNT_KEY}\"");
+    for lines in [azure(&name, &key), azurite().lines(&name)] {
+        let setup = Setup::new(&upstream).section("store.shared", &lines);
+        let proxy = with_leftovers(setup, &nobody).start();
+        proxy.logs().wait_for(SHARING);
+        assert_serves(&proxy, &upstream);
+    }
+    let s3 = crate::support::stores::moto().lines("bucket-of-identity");
+    let setup = Setup::new(&upstream).section("store.shared", &s3);
+    let proxy = with_leftovers(setup, &nobody).start();
+    proxy.logs().wait_for(SHARING);
+    nobody.assert_never_called();
+}
+
+#[test]
+fn who_is_refused_is_told_which_key_to_look_at_and_serves_all_the_same() {
+    let upstream = Upstream::start();
+    let name = azurite().fresh_container();
+    open(&azurite().lines(&name));
+    for lines in [
+        "credential = \"account-key\"\nsecret = \"bm90IHRoZSBrZXk=\"",
+        "credential = \"sas\"\nsecret = \"sv=2021-12-02&sr=c&sp=rl&se=2099-01-01&sig=bm8%3D\"",
+    ] {
+        let setup = Setup::new(&upstream).section("store.shared", &azure(&name, lines));
+        let proxy = setup.start();
+        let said = proxy.logs().wait_for(NO_ANSWER).to_string();
+        for part in ["store.shared.credential", "store.shared.secret"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert!(!said.contains("bm90IHRoZSBrZXk"), "{said}");
+        assert_serves(&proxy, &upstream);
+    }
+}
+
+#[test]
+fn a_store_that_is_not_there_keeps_nobody_from_starting() {
+    let upstream = Upstream::start();
+    let nobody = Bystander::start();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    // One refuses connections, one never answers.
+    for address in [gone, nobody.address] {
+        let lines = format!(
+            "url = \"az://{ACCOUNT}/images\"\ncredential = \"emulator\"\n\
+             endpoint = \"http://{address}/{ACCOUNT}\""
+        );
+        let proxy = Setup::new(&upstream)
+            .section("store.shared", &lines)
+            .start();
+        assert_serves(&proxy, &upstream);
+        proxy.logs().wait_for(NO_ANSWER);
+    }
+}
+
+/// A signature for a container, as operators make them.
+fn sas(container: &str) -> String {
+    let (permissions, expiry, version) = ("racwdl", "2099-01-01T00:00:00Z", "2021-12-02");
+    let text = format!(
+        "{permissions}\n\n{expiry}\n/blob/{ACCOUNT}/{container}\n\n\n\n{version}\nc\n\n\n\n\n\n\n"
+    );
+    let key = STANDARD.decode(ACCOUNT_KEY).unwrap();
+    let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), text.as_bytes());
+    form_urlencoded::Serializer::new(String::new())
+        .append_pair("sp", permissions)
+        .append_pair("se", expiry)
+        .append_pair("sv", version)
+        .append_pair("sr", "c")
+        .append_pair("sig", &STANDARD.encode(signature))
+        .finish()
+}
+
+#[test]
+fn a_signature_for_the_container_is_enough() {
+    let name = azurite().fresh_container();
+    open(&azurite().lines(&name));
+    let sas = sas(&name);
+    // With the question mark that the portal gives with it, too.
+    for secret in [sas.clone(), format!("?{sas}")] {
+        let lines = format!("credential = \"sas\"\nsecret = \"{secret}\"");
+        let store = open(&azure(&name, &lines));
+        let digest = Digest::sha256(&random(8));
+        block_on(async {
+            store.probe().await.unwrap();
+            let made = store
+                .create(Name::Claim(&digest), "1".into())
+                .await
+                .unwrap();
+            assert!(made.is_some());
+            let found = store.get(Name::Claim(&digest)).await.unwrap();
+            assert_eq!(found.unwrap().bytes, "1");
+            store.delete(Name::Claim(&digest)).await.unwrap();
+            let ttl = std::time::Duration::from_secs(60);
+            assert!(store.sign(&digest, ttl).await.unwrap().is_none());
+        });
+    }
+}
+
+#[test]
+fn an_identity_of_aks_is_exchanged_for_a_token() {
+    let upstream = Upstream::start();
+    let cloud = Cloud::on("127.0.0.1:0");
+    let nobody = Bystander::start();
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, "the-federated-token").unwrap();
+    let lines = format!(
+        "url = \"az://corp/images\"\ncredential = \"workload-identity\"\n\
+         endpoint = \"http://{}/corp\"",
+        cloud.address
+    );
+    let setup = Setup::new(&upstream)
+        .section("store.shared", &lines)
+        .env("AZURE_CLIENT_ID", "the-client")
+        .env("AZURE_TENANT_ID", "the-tenant")
+        .env("AZURE_FEDERATED_TOKEN_FILE", file.to_str().unwrap())
+        // With a slash, as AKS writes it.
+        .env(
+            "AZURE_AUTHORITY_HOST",
+            &format!("http://{}/", cloud.address),
+        );
+    let proxy = with_leftovers(setup, &nobody).start();
+    proxy.logs().wait_for(SHARING);
+    let request = cloud.request("/oauth2/");
+    assert_eq!(request.method, "POST");
+    assert_eq!(request.target, "/the-tenant/oauth2/v2.0/token");
+    let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let expected = [
+        ("client_assertion", "the-federated-token"),
+        (
+            "client_assertion_type",
+            "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        ),
+        ("client_id", "the-client"),
+        ("grant_type", "client_credentials"),
+        ("scope", "https://storage.azure.com/.default"),
+    ];
+    assert_eq!(Request::parameters(&request.body), expected.map(pair));
+    cloud.request("/corp/images?");
+    assert!(!proxy.logs().text().contains(TOKEN));
+    nobody.assert_never_called();
+
+    // And without what AKS gives a pod.
+    let check = proxy.run(|setup| setup, &["check"]).assert_failure();
+    let expected = "store.shared.credential: workload-identity needs the environment variable";
+    assert!(check.text.contains(expected), "{}", check.text);
+}
+
+#[test]
+fn the_identity_of_the_machine_is_asked_for_at_its_address() {
+    let name = "identity::the_identity_of_the_machine_is_asked_for_at_its_address";
+    in_own_network(name, &["169.254.169.254/32"], || {
+        let upstream = Upstream::start();
+        let metadata = Cloud::on("169.254.169.254:80");
+        let blobs = Cloud::on("127.0.0.1:0");
+        let nobody = Bystander::start();
+        let lines = format!(
+            "url = \"az://corp/images\"\ncredential = \"managed-identity\"\n\
+             key_id = \"the-client\"\nendpoint = \"http://{}/corp\"",
+            blobs.address
+        );
+        let setup = Setup::new(&upstream).section("store.shared", &lines);
+        let proxy = with_leftovers(setup, &nobody).start();
+        proxy.logs().wait_for(SHARING);
+        let request = metadata.request("/oauth2/");
+        let (path, query) = request.target.split_once('?').unwrap();
+        assert_eq!(
+            (&*request.method, path),
+            ("GET", "/metadata/identity/oauth2/token")
+        );
+        assert!(request.headers.contains("metadata: true\n"), "{request:?}");
+        let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let expected = [
+            ("api-version", "2019-08-01"),
+            ("client_id", "the-client"),
+            ("resource", "https://storage.azure.com"),
+        ];
+        assert_eq!(Request::parameters(query), expected.map(pair));
+        blobs.request("/corp/images?");
+        nobody.assert_never_called();
+    });
+}
