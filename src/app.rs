@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::fill::Fills;
 use crate::policy::Engine;
 use crate::server::{Limits, Server};
-use crate::store::{Shared, Store, StoreError, object};
+use crate::store::{Shared, Store, StoreError, object, prune};
 use crate::telemetry::Metrics;
 use crate::upstream::{Upstreams, store_client};
 
@@ -55,7 +55,9 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
         None => None,
     };
     if let (Some(shared), Some(config)) = (shared.clone(), &config.store.shared) {
-        tracker.spawn(greet(shared, config.url.clone()));
+        tracker.spawn(greet(Arc::clone(&shared), config.url.clone()));
+        let prune = prune::run(shared, config.prune_older_than, background.clone());
+        tracker.spawn(prune);
     }
     let (store, upstreams) = {
         let (config, metrics) = (config.clone(), Arc::clone(&metrics));

@@ -200,6 +200,9 @@ impl Cache {
             Reference::Tag(tag) => self.manifest_by_tag(&access, tag, accept).await,
             Reference::Digest(digest) => self.manifest_by_digest(&access, digest, accept).await,
         }?;
+        if let Some(shared) = &self.store.shared {
+            shared.used.note(answer.manifest.digest());
+        }
         self.count(RouteLabel::Manifest, answer.outcome);
         Ok(answer)
     }

@@ -29,12 +29,14 @@ pub mod links;
 pub mod object;
 mod open;
 mod present;
+pub mod prune;
 mod shelf;
 pub mod spool;
 pub mod tags;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+pub mod used;
 
 use std::fs::File;
 use std::ops::Range;

@@ -94,17 +94,32 @@ pub(super) fn build(config: &Config, client: reqwest::Client) -> Result<Shared, 
     let (objects, signer): (Arc<dyn ObjectStore>, Arc<dyn Signer>) = match &location.cloud {
         Cloud::Azure { account } => {
             let store = identity.azure(account)?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build().map_err(|error| refused(&error))?);
+            let store = Arc::new(
+                store
+                    .with_retry(retries())
+                    .build()
+                    .map_err(|error| refused(&error))?,
+            );
             (Arc::clone(&store) as _, store)
         }
         Cloud::S3 => {
             let store = identity.s3()?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build().map_err(|error| refused(&error))?);
+            let store = Arc::new(
+                store
+                    .with_retry(retries())
+                    .build()
+                    .map_err(|error| refused(&error))?,
+            );
             (Arc::clone(&store) as _, store)
         }
         Cloud::Google => {
             let store = identity.google()?.with_http_connector(connector);
-            let store = Arc::new(store.with_retry(retries()).build().map_err(|error| refused(&error))?);
+            let store = Arc::new(
+                store
+                    .with_retry(retries())
+                    .build()
+                    .map_err(|error| refused(&error))?,
+            );
             (Arc::clone(&store) as _, store)
         }
     };
