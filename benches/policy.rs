@@ -11,7 +11,9 @@ use std::time::Instant;
 use portcullis::oci::Image;
 use portcullis::policy::{Client, Config, Engine, Target};
 
-const TIMES: u32 = 200_000;
+/// In one measurement; the fastest of many counts, since others use the machine too.
+const TIMES: u32 = 2_000;
+const MEASUREMENTS: u32 = 200;
 
 fn main() {
     let mut out = std::io::stdout().lock();
@@ -69,16 +71,13 @@ fn engine(rules: usize) -> Engine {
 }
 
 fn measure(engine: &Engine, target: &Target) -> u128 {
-    let client = Client {
-        address: [10, 0, 0, 1].into(),
-    };
-    let run = |times: u32| {
+    let client = Client::at([10, 0, 0, 1]);
+    let run = |_| {
         let started = Instant::now();
-        for _ in 0..times {
+        for _ in 0..TIMES {
             black_box(engine.evaluate(black_box(target), black_box(&client)));
         }
-        started.elapsed().as_nanos() / u128::from(times)
+        started.elapsed().as_nanos() / u128::from(TIMES)
     };
-    run(TIMES / 10);
-    (0..5).map(|_| run(TIMES / 5)).min().unwrap_or_default()
+    (0..MEASUREMENTS).map(run).min().unwrap_or_default()
 }

@@ -13,13 +13,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cache::{self, Cache};
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::fill::Fills;
 use crate::policy::Engine;
 use crate::server::{Limits, Server};
 use crate::store::{Shared, Store, StoreError, object, prune};
 use crate::telemetry::Metrics;
 use crate::upstream::{Upstreams, store_client};
+use reload::Reload;
+
+mod reload;
 
 /// How long fills and background work may take to put their things in order.
 const WIND_DOWN: Duration = Duration::from_secs(10);
@@ -37,11 +40,11 @@ pub enum AppError {
     Io(#[from] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. `source` is what `config` was read from.
 ///
 /// # Errors
 /// Before it listens: whatever keeps it from starting. After: a store that cannot be closed.
-pub async fn serve(config: Config) -> Result<(), AppError> {
+pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     raise_open_files();
     let metrics = Arc::new(Metrics::default());
     let tracker = TaskTracker::new();
@@ -95,11 +98,13 @@ pub async fn serve(config: Config) -> Result<(), AppError> {
         connections: config.limits.connections,
         ..Limits::default()
     };
+    let reload = Reload::new(Arc::clone(&cache), Arc::clone(&metrics), source);
     let server = Server::bind(&config.server, limits, cache, metrics, ready)
         .await
         .map_err(AppError::Listen)?;
     let shutdown = CancellationToken::new();
     tracker.spawn(stop_on_signal(shutdown.clone())?);
+    tracker.spawn(reload.watch(background.clone())?);
     let ended = server.run(shutdown, &tracker).await;
 
     downloads.cancel();

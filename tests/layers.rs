@@ -117,6 +117,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const WORDS: &[(&str, &str, &str)] = &[
     ("fill", "upstream", "UpstreamError"),
     ("fill", "upstream", "UpstreamErrorKind"),
+    // What is pinned is said in the language of rules.
+    ("store", "policy", "Pattern"),
+    ("store", "policy", "Hit"),
 ];
 
 #[test]

@@ -4,9 +4,12 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
 use super::{Cache, CacheError};
 use crate::oci::{Digest, Reference, Repository};
-use crate::policy::{Client, Decision, Effect, Refusal, Target};
+use crate::policy::{Client, Decision, Effect, Engine, Obligation, Refusal, Target};
 use crate::telemetry::metrics::RuleLabels;
 use crate::upstream::Upstream;
 
@@ -14,13 +17,31 @@ use crate::upstream::Upstream;
 /// into a store or asks an upstream wants one.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
-    repository: Repository,
+    /// Where policy sends the request, which may be another place than the client named.
+    target: Target,
     upstream: Option<Arc<Upstream>>,
+    obligation: Option<Arc<Obligation>>,
+    audit: Option<Arc<Refusal>>,
 }
 
 impl Access {
     pub(super) fn repository(&self) -> &Repository {
-        &self.repository
+        &self.target.repository
+    }
+
+    /// What is asked for there; none for a list of tags.
+    pub(super) fn reference(&self) -> Option<&Reference> {
+        self.target.reference.as_ref()
+    }
+
+    /// What a tag must fulfil besides.
+    pub(super) fn obligation(&self) -> Option<&Obligation> {
+        self.obligation.as_deref()
+    }
+
+    /// What the client is to be told about an image that is served all the same.
+    pub(super) fn audit(&self) -> Option<&Arc<Refusal>> {
+        self.audit.as_ref()
     }
 }
 
@@ -33,7 +54,7 @@ impl Cache {
         missing: CacheError,
     ) -> Result<&'a Arc<Upstream>, CacheError> {
         let upstream = access.upstream.as_ref().ok_or(missing)?;
-        match self.recent.limit(&access.repository.registry) {
+        match self.recent.limit(&access.repository().registry) {
             Some(limit) => Err(limit),
             None => Ok(upstream),
         }
@@ -53,66 +74,88 @@ impl Cache {
             repository: repository.clone(),
             reference: reference.cloned(),
         };
-        let decision = self.policy.evaluate(&target, client);
-        if decision.effect == Effect::Deny {
-            let digest = reference.and_then(Reference::digest);
-            let led = match digest.filter(|_| decision.if_led_by_tag) {
-                Some(digest) => {
-                    self.led_by_what_is_allowed(client, repository, digest)
-                        .await
-                }
-                None => false,
-            };
-            if !led {
-                return Err(self.refuse(&target, decision));
-            }
+        // One policy for the whole of a request, whatever is loaded meanwhile.
+        let policy = self.policy.load_full();
+        let mut decision = policy.evaluate(&target, client);
+        if let Some(digest) = reference.and_then(Reference::digest)
+            && let Some(led) = self.led(&policy, client, &decision.if_led, digest).await
+        {
+            decision = led;
         }
-        let upstream = self
-            .upstreams
-            .get(&repository.registry)
-            .filter(|_| !self.offline);
+        if decision.effect == Effect::Deny {
+            return Err(self.refuse(&target, decision));
+        }
+        if let Some(rewrite) = decision.rewrites.last() {
+            tracing::debug!(from = %target, to = %decision.target, rule = %rewrite.rule, "rewritten");
+            count(&self.metrics.rewrites, &rewrite.rule);
+        }
+        let registry = &decision.target.repository.registry;
+        let upstream = self.upstreams.get(registry).filter(|_| !self.offline);
         if upstream.is_none() && !self.offline {
-            return Err(CacheError::NotServed(repository.registry.clone()));
+            return Err(CacheError::NotServed(registry.clone()));
         }
         Ok(Access {
-            repository: repository.clone(),
+            target: decision.target,
             upstream,
+            obligation: decision.obligation,
+            audit: decision.refusal,
         })
     }
 
-    /// Whether a tag or an index that policy allows has led to this digest.
-    async fn led_by_what_is_allowed(
+    /// What policy says of `digest` because of a tag or an index that it allows and that led
+    /// there, in one of these places.
+    async fn led(
         &self,
+        policy: &Engine,
         client: &Client,
-        repository: &Repository,
+        ways: &[Target],
         digest: &Digest,
-    ) -> bool {
-        let leaders = self.store.links.led_by(repository, digest).await;
-        leaders.into_iter().any(|leader| {
-            let target = Target {
-                repository: repository.clone(),
-                reference: Some(leader),
-            };
-            self.policy.evaluate(&target, client).effect == Effect::Allow
-        })
+    ) -> Option<Decision> {
+        let mut audited = None;
+        for way in ways {
+            for leader in self.store.links.led_by(&way.repository, digest).await {
+                let leader = Target {
+                    repository: way.repository.clone(),
+                    reference: Some(leader),
+                };
+                let decision = policy.evaluate(&leader, client);
+                if decision.effect == Effect::Deny || decision.target.repository != way.repository {
+                    continue;
+                }
+                let decision = Decision {
+                    target: way.clone(),
+                    obligation: None,
+                    ..decision
+                };
+                if decision.effect == Effect::Allow {
+                    return Some(decision);
+                }
+                audited = audited.or(Some(decision));
+            }
+        }
+        audited
+    }
+
+    /// An image is served that policy would rather not see.
+    pub(super) fn note_audit(&self, refusal: &Refusal) {
+        let rule = refusal.rule.as_deref().unwrap_or_default();
+        tracing::warn!(rule, text = refusal.message, "audited");
+        count(&self.metrics.audits, rule);
     }
 
     fn refuse(&self, target: &Target, decision: Decision) -> CacheError {
-        let rule = decision.rule.as_deref().unwrap_or("default").to_owned();
-        self.metrics
-            .denials
-            .get_or_create(&RuleLabels { rule })
-            .inc();
-        let refusal = decision.refusal.unwrap_or_else(|| {
-            let message = format!("policy does not allow {}", target.repository);
-            Arc::new(Refusal {
-                message,
-                rule: None,
-                reason: None,
-                instead: None,
-                contact: None,
-            })
-        });
+        count(
+            &self.metrics.denials,
+            decision.rule.as_deref().unwrap_or("default"),
+        );
+        let refusal = decision
+            .refusal
+            .unwrap_or_else(|| Arc::new(Refusal::new(format!("policy does not allow {target}"))));
         CacheError::Denied(refusal)
     }
+}
+
+fn count(family: &Family<RuleLabels, Counter>, rule: &str) {
+    let rule = rule.to_owned();
+    family.get_or_create(&RuleLabels { rule }).inc();
 }

@@ -19,7 +19,7 @@ use super::access::Access;
 use super::error::Kind;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, Tag};
-use crate::policy::Hit;
+use crate::policy::{Hit, Refusal};
 use crate::store::{TagEntry, Variant};
 use crate::upstream::{FetchedManifest, Upstream, UpstreamError, UpstreamErrorKind};
 
@@ -39,6 +39,8 @@ pub struct ManifestAnswer {
     pub outcome: Outcome,
     /// Texts of the upstream's `Warning: 299` headers.
     pub warnings: Arc<[String]>,
+    /// What policy has to say about it, though it is served.
+    pub audit: Option<Arc<Refusal>>,
 }
 
 /// What a request to an upstream came back with, shared by all who waited.
@@ -59,7 +61,7 @@ pub(super) struct TagKey {
 }
 
 /// What a client can take: all its `Accept` lines.
-struct Accept<'a>(&'a [&'a str]);
+pub(super) struct Accept<'a>(&'a [&'a str]);
 
 // === impl Cache: by tag ===
 
@@ -71,16 +73,16 @@ impl Cache {
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
         let accept = Accept(accept);
-        let answer = self.current(access, tag, &accept, Variant::Any).await?;
+        let answer = self.settled(access, tag, &accept, Variant::Any).await?;
         if accept.takes(answer.manifest.media_type()) {
             return Ok(answer);
         }
         // Old clients that know images but no indexes get what the upstream makes of that.
-        self.current(access, tag, &accept, Variant::Image).await
+        self.settled(access, tag, &accept, Variant::Image).await
     }
 
     /// What the tag points to, as fresh as the configuration wants it.
-    async fn current(
+    pub(super) async fn current(
         self: &Arc<Self>,
         access: &Access,
         tag: &Tag,
@@ -172,7 +174,7 @@ impl Cache {
             Some(types) => (Variant::Image, types.clone()),
             None => (Variant::Any, with_all_types(extra)),
         };
-        if let Some(entry) = known
+        if let Some(entry) = &known
             && let Some(manifest) = self.load(&entry.digest, &entry.media_type).await?
         {
             match upstream
@@ -206,6 +208,11 @@ impl Cache {
             fetched.map_err(|error| self.manifest_failed(repository, &reference, error))?;
         let fetched = parse(fetched, Algorithm::Sha256)?;
         let manifest = &fetched.manifest;
+        if let Some(known) = known.filter(|known| known.digest != *manifest.digest()) {
+            let (from, to) = (known.digest, manifest.digest());
+            tracing::info!(%repository, %tag, %from, %to, "tag moved");
+            self.metrics.tag_moves.inc();
+        }
         self.keep(repository, &reference, manifest).await;
         let size = manifest.bytes().len() as u64;
         let entry = TagEntry::new(
@@ -406,6 +413,7 @@ impl ManifestAnswer {
             manifest,
             outcome,
             warnings: Arc::default(),
+            audit: None,
         }
     }
 }
@@ -461,6 +469,7 @@ fn settle(
         manifest: fetched.manifest,
         outcome,
         warnings: fetched.warnings,
+        audit: None,
     })
 }
 

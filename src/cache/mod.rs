@@ -5,11 +5,12 @@
 //! through carries an `Access`, and nothing below can be reached without one.
 //!
 //! [`manifest`]: tags and how fresh they are, manifests by digest. [`blob`]: from the store, or
-//! through a fill. [`listing`]: tag lists and referrers. [`source`]: an upstream repository as a
+//! through a fill. [`age`]: tags that must have pointed to something for a while. [`listing`]: tag lists and referrers. [`source`]: an upstream repository as a
 //! fill sees it. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
 //! said a moment ago. [`unwritten`]: manifests on their way to the disk.
 
 mod access;
+mod age;
 mod blob;
 pub mod error;
 mod flight;
@@ -22,6 +23,7 @@ mod unwritten;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use moka::sync::Cache as Memory;
 use serde::Deserialize;
@@ -70,7 +72,7 @@ pub struct Config {
 /// All that an answer can be made of. One per running server; cheap to share.
 #[derive(Debug)]
 pub struct Cache {
-    policy: Engine,
+    policy: ArcSwap<Engine>,
     upstreams: Upstreams,
     store: Arc<Store>,
     fills: Fills,
@@ -173,7 +175,7 @@ impl Cache {
             blob_probes: Flights::new(tracker),
             listing_flights: Flights::new(tracker),
             immutable,
-            policy: parts.policy,
+            policy: ArcSwap::from_pointee(parts.policy),
             upstreams: parts.upstreams,
             store: parts.store,
             fills: parts.fills,
@@ -183,6 +185,11 @@ impl Cache {
             metrics: parts.metrics,
             tracker: parts.tracker,
         }))
+    }
+
+    /// Takes another policy from the next request on.
+    pub fn set_policy(&self, policy: Engine) {
+        self.policy.store(Arc::new(policy));
     }
 
     /// Answers for a manifest. `accept` has every `Accept` header line of the client.
@@ -196,12 +203,17 @@ impl Cache {
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
         let access = self.enter(client, repository, Some(reference)).await?;
-        let answer = match reference {
+        let mut answer = match access.reference().unwrap_or(reference) {
             Reference::Tag(tag) => self.manifest_by_tag(&access, tag, accept).await,
             Reference::Digest(digest) => self.manifest_by_digest(&access, digest, accept).await,
         }?;
         if let Some(shared) = &self.store.shared {
             shared.used.note(answer.manifest.digest());
+        }
+        // Once for an image: its blobs follow from its manifest.
+        if let Some(audit) = access.audit() {
+            self.note_audit(audit);
+            answer.audit = Some(Arc::clone(audit));
         }
         self.count(RouteLabel::Manifest, answer.outcome);
         Ok(answer)

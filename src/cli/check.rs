@@ -6,14 +6,10 @@ use serde_json::json;
 
 use super::Report;
 use crate::config::{LoadError, Source, check};
-use crate::policy::Engine;
 
 pub(super) fn run(source: &Source) -> anyhow::Result<Report> {
     let (faults, notes) = match source.parse() {
-        Ok(config) => {
-            let notes = Engine::compile(&config.policy).map(|policy| check::notes(&policy));
-            (check::check(&config, source), notes.unwrap_or_default())
-        }
+        Ok(config) => (check::check(&config, source), check::notes(&config)),
         Err(LoadError::Invalid { faults, .. }) => (faults, Vec::new()),
         Err(error) => return Err(error.into()),
     };

@@ -1,7 +1,6 @@
 //! `portcullis explain IMAGE...`: what would happen to a pull, without doing any of it.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,23 +11,37 @@ use crate::config::Source;
 use crate::oci::{Digest, Image, Reference};
 use crate::policy::{Client, Decision, Effect, Engine, Refusal, Step, Target};
 use crate::telemetry::Metrics;
+use crate::units;
 use crate::upstream::{HostLists, Upstreams};
+
+/// Rules in a row that have nothing to do with the image and are still named.
+const FEW: usize = 3;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
     /// Images as pod manifests write them
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
+
+    /// Who asks: an address, or mtls:CN=...; without it rules for certain clients do not hold
+    #[arg(long, value_name = "CLIENT")]
+    client: Option<Client>,
 }
 
 #[derive(Debug, Serialize)]
 struct Explanation {
     image: String,
+    /// Of `target`: allow, audit or deny.
     effect: Effect,
     /// None: the default decided.
     rule: Option<Arc<str>>,
+    /// What is pulled; differs from the image when rules rewrite it.
+    target: String,
     refusal: Option<Arc<Refusal>>,
-    trail: Vec<Step>,
+    /// How long ago the tag must have been seen with what it answers.
+    min_age: Option<String>,
+    /// The image, then what each rewrite made of it.
+    trail: Vec<Stage>,
     /// What nodes ask for once they know the tag's digest.
     by_digest: ByDigest,
     /// Whether the registry is known or has an entry in `[upstreams]`; None when upstreams cannot
@@ -36,6 +49,15 @@ struct Explanation {
     served: Option<bool>,
     /// Nothing is dialled for what is refused.
     hosts: Option<Hosts>,
+}
+
+/// What the rules say about one target.
+#[derive(Debug, Serialize)]
+struct Stage {
+    target: String,
+    /// The rule that rewrote something to it; None for the image itself.
+    rewritten_by: Option<Arc<str>>,
+    rules: Vec<Step>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -74,7 +96,13 @@ impl Explain {
             let image: Image = image
                 .parse()
                 .with_context(|| format!("{image:?} is no image"))?;
-            explanations.push(Explanation::of(&image, &policy, upstreams.as_ref()));
+            let client = self.client.clone().unwrap_or_default();
+            explanations.push(Explanation::of(
+                &image,
+                &client,
+                &policy,
+                upstreams.as_ref(),
+            ));
         }
         let text = explanations
             .iter()
@@ -92,37 +120,46 @@ impl Explain {
 // === impl Explanation ===
 
 impl Explanation {
-    fn of(image: &Image, policy: &Engine, upstreams: Option<&Upstreams>) -> Self {
-        let target = Target::from(image);
-        // No rule of this version looks at the client.
-        let client = Client {
-            address: Ipv4Addr::LOCALHOST.into(),
-        };
-        let decision = policy.evaluate(&target, &client);
+    fn of(image: &Image, client: &Client, policy: &Engine, upstreams: Option<&Upstreams>) -> Self {
+        let asked = Target::from(image);
+        let decision = policy.evaluate(&asked, client);
         // Any digest stands for those that no rule names.
         let digest = image.digest.unwrap_or(Digest::Sha256([0; 32]));
         let reference = Some(Reference::Digest(digest));
         let by_digest = policy.evaluate(
             &Target {
                 reference,
-                ..target.clone()
+                ..asked.clone()
             },
-            &client,
+            client,
         );
-        let registry = &target.repository.registry;
+        let stage = |target: &Target, rewritten_by| Stage {
+            target: target.to_string(),
+            rewritten_by,
+            rules: policy.explain(target, client),
+        };
+        let rewrites = decision.rewrites.iter();
+        let trail = std::iter::once(stage(&asked, None))
+            .chain(rewrites.map(|step| stage(&step.to, Some(Arc::clone(&step.rule)))));
+        let registry = &decision.target.repository.registry;
         let hosts = upstreams.map(|upstreams| upstreams.hosts(registry));
         Explanation {
-            image: target.to_string(),
+            image: asked.to_string(),
             effect: decision.effect,
-            rule: decision.rule,
-            refusal: decision.refusal,
-            trail: policy.explain(&target),
+            target: decision.target.to_string(),
+            min_age: decision
+                .obligation
+                .as_ref()
+                .map(|obligation| units::show(obligation.min_age)),
+            trail: trail.collect(),
             by_digest: ByDigest::from(&by_digest),
             served: hosts.as_ref().map(Option::is_some),
             hosts: hosts
                 .flatten()
-                .filter(|_| decision.effect == Effect::Allow)
+                .filter(|_| decision.effect.serves())
                 .map(Hosts::from),
+            rule: decision.rule,
+            refusal: decision.refusal,
         }
     }
 
@@ -132,19 +169,35 @@ impl Explanation {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "  {name:<9} {value}");
         };
-        let effect = match self.effect {
-            Effect::Allow => "allow",
-            Effect::Deny => "deny",
-        };
         match &self.rule {
-            Some(rule) => row(effect, &format!("by rule {rule}")),
-            None => row(effect, "by default"),
+            Some(rule) => row(self.effect.as_str(), &format!("by rule {rule}")),
+            None => row(self.effect.as_str(), "by default"),
         }
-        if let Some(refusal) = &self.refusal {
-            row("answer", &format!("403 {}", refusal.message));
+        match (&self.refusal, self.effect) {
+            (Some(refusal), Effect::Deny) => row("answer", &format!("403 {}", refusal.message)),
+            (Some(refusal), _) => row("warning", &refusal.message),
+            (None, _) => {}
         }
-        for step in &self.trail {
-            row("rule", &format!("{}: {}", step.rule, step.why));
+        if let Some(age) = &self.min_age {
+            let way = "what the tag was first seen with longer ago than that; refused until then";
+            row("min_age", &format!("{age}: the answer is {way}"));
+        }
+        for stage in &self.trail {
+            if let Some(rule) = &stage.rewritten_by {
+                row("rewrite", &format!("to {} by rule {rule}", stage.target));
+            }
+            for steps in stage.rules.chunk_by(|a, b| !a.matches && !b.matches) {
+                if steps.len() > FEW {
+                    row(
+                        "rule",
+                        &format!("{} others: no pattern matches", steps.len()),
+                    );
+                    continue;
+                }
+                for step in steps {
+                    row("rule", &format!("{}: {}", step.rule, step.why));
+                }
+            }
         }
         if self.by_digest == ByDigest::IfLedByTag {
             row("digest", "allowed when an allowed tag led to it");
@@ -180,9 +233,9 @@ impl Explanation {
 impl From<&Decision> for ByDigest {
     fn from(decision: &Decision) -> Self {
         match decision.effect {
-            Effect::Allow => ByDigest::Allow,
-            Effect::Deny if decision.if_led_by_tag => ByDigest::IfLedByTag,
-            Effect::Deny => ByDigest::Deny,
+            Effect::Deny if decision.if_led.is_empty() => ByDigest::Deny,
+            Effect::Deny => ByDigest::IfLedByTag,
+            _ => ByDigest::Allow,
         }
     }
 }

@@ -31,7 +31,7 @@ impl Serve {
             .enable_all()
             .build();
         let runtime = runtime.context("cannot start the runtime")?;
-        runtime.block_on(app::serve(config))?;
+        runtime.block_on(app::serve(config, source.clone()))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -105,6 +105,87 @@ fn explain_says_what_a_pull_would_meet() {
     }
 }
 
+#[test]
+fn explain_follows_rewrites_and_names_conditions() {
+    let far = |number| {
+        format!(
+            "[[policy.rules]]\nid = \"far-{number}\"\nimages = [\"ghcr.io/{number}\"]\neffect = \"deny\"\n"
+        )
+    };
+    let rules = r#"
+        [[policy.rules]]
+        id = "moved"
+        images = ["k8s.gcr.io/**"]
+        effect = "rewrite"
+        instead = "registry.k8s.io/**"
+        [[policy.rules]]
+        id = "build"
+        images = ["quay.io/**"]
+        effect = "allow"
+        clients = ["10.1.0.0/16"]
+        [[policy.rules]]
+        id = "soon"
+        images = ["quay.io/**"]
+        effect = "audit"
+        reason = "not for long"
+        [[policy.rules]]
+        id = "settled"
+        images = ["registry.k8s.io/**"]
+        effect = "allow"
+        min_age = "3d"
+    "#;
+    let rules = (0..9).map(far).collect::<String>() + rules;
+    let text = explain(&rules, "k8s.gcr.io/pause:3.9").text;
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    assert_eq!(
+        lines[..8],
+        [
+            "k8s.gcr.io/pause:3.9",
+            "allow     by rule settled",
+            "min_age   3d: the answer is what the tag was first seen with longer ago than that; refused until then",
+            "rule      9 others: no pattern matches",
+            "rule      moved: k8s.gcr.io/** matches",
+            "rewrite   to registry.k8s.io/pause:3.9 by rule moved",
+            "rule      12 others: no pattern matches",
+            "rule      settled: registry.k8s.io/** matches; it wants a tag to be 3d old",
+        ]
+    );
+    assert!(text.contains("upstream  https://registry.k8s.io"), "{text}");
+
+    let text = explain(&rules, "quay.io/a:1").text;
+    for line in [
+        "audit     by rule soon",
+        "warning   quay.io/a:1 is served, but audited: not for long",
+        "rule      build: is about certain clients only",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+    let arguments = [
+        "portcullis",
+        "explain",
+        "--client",
+        "10.1.2.3",
+        "quay.io/a:1",
+    ];
+    let Command::Explain(explain) = Arguments::try_parse_from(arguments).unwrap().command else {
+        panic!("another command");
+    };
+    let report = explain.run(&source(&rules)).unwrap();
+    assert!(
+        report.text.contains("allow     by rule build"),
+        "{}",
+        report.text
+    );
+    let nobody = [
+        "portcullis",
+        "explain",
+        "--client",
+        "somebody",
+        "quay.io/a:1",
+    ];
+    assert!(Arguments::try_parse_from(nobody).is_err());
+}
+
 /// Policies are tried out where the secrets are not.
 #[test]
 fn explain_needs_no_secrets() {
@@ -144,6 +225,15 @@ fn check_tells_faults_from_notes() {
     assert_eq!(
         format!("{:?}", report.code),
         format!("{:?}", ExitCode::FAILURE)
+    );
+
+    let rewrite = "[[policy.rules]]\nid = \"a\"\nimages = [\"quay.io/a\"]\neffect = \"rewrite\"\n\
+                   instead = \"nowhere.example/a\"\n[policy]\ndefault = \"allow\"";
+    let report = check::run(&source(rewrite)).unwrap();
+    assert!(
+        report.notes[0].starts_with("rule a rewrites to nowhere.example, which is not served"),
+        "{:?}",
+        report.notes
     );
 
     let rule = "[[policy.rules]]\nid = \"a\"\nimages = [\"quay.io/a:1\"]\neffect = \"deny\"";

@@ -72,6 +72,23 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
             wrong(&format!("store.shared.{key}"), message);
         }
     }
+    let certificates = config.server.tls.as_ref();
+    if certificates.is_none_or(|tls| tls.client_ca.is_none()) {
+        for (number, rule) in config.policy.rules.iter().enumerate() {
+            if rule
+                .clients
+                .iter()
+                .flatten()
+                .any(|client| client.starts_with("mtls:"))
+            {
+                let message = "no client has a certificate here: say server.tls.client_ca too";
+                wrong(
+                    &format!("policy.rules.{number}.clients"),
+                    message.to_owned(),
+                );
+            }
+        }
+    }
     problems.extend(Engine::compile(&config.policy).err().into_iter().flatten());
     let mut faults: Vec<_> = problems
         .into_iter()
@@ -92,12 +109,26 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
 
 /// What is right but may not do what it seems to.
 #[must_use]
-pub fn notes(policy: &Engine) -> Vec<String> {
-    let note = |(rule, pattern)| {
+pub fn notes(config: &Config) -> Vec<String> {
+    let Ok(policy) = Engine::compile(&config.policy) else {
+        return Vec::new();
+    };
+    let by_tag = policy.refused_by_tag().map(|(rule, pattern)| {
         format!(
             "rule {rule} refuses {pattern} by tag: whoever asks for the digest behind the tag gets \
              it, unless a rule refuses the repository or the digest"
         )
-    };
-    policy.refused_by_tag().map(note).collect()
+    });
+    let mut notes: Vec<_> = by_tag.collect();
+    let metrics = Arc::new(Metrics::default());
+    let upstreams = Upstreams::new(&config.upstreams, &config.limits, &config.egress, &metrics);
+    if let Ok(upstreams) = upstreams {
+        let unserved = policy
+            .rewrites()
+            .filter(|(_, registry)| upstreams.hosts(registry).is_none());
+        notes.extend(unserved.map(|(rule, registry)| {
+            format!("rule {rule} rewrites to {registry}, which is not served: add [upstreams.\"{registry}\"]")
+        }));
+    }
+    notes
 }

@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize as _;
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
 
 use super::Config;
 use crate::policy::Problem;
@@ -31,7 +31,7 @@ const LATER: [&str; 8] = [
 ];
 
 /// A configuration file as it was read; empty when there is none.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     path: Option<PathBuf>,
     text: String,
@@ -96,6 +96,19 @@ impl Source {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// The keys whose values another text has changed, outside of the section `except`. Values are
+    /// not shown: some are secrets.
+    #[must_use]
+    pub fn differences(&self, other: &Source, except: &str) -> Vec<String> {
+        let table = |source: &Source| source.text.parse::<Table>().unwrap_or_default();
+        let (mut this, mut other) = (table(self), table(other));
+        this.remove(except);
+        other.remove(except);
+        let mut keys = Vec::new();
+        differences("", &this, &other, &mut keys);
+        keys
     }
 
     /// Understands the text, or says what is wrong with each of its sections.
@@ -166,6 +179,20 @@ impl Source {
                 .map(|text| text.rsplit('\n').next().unwrap_or_default().chars().count() + 1),
             key,
             message,
+        }
+    }
+}
+
+fn differences(prefix: &str, this: &Table, other: &Table, keys: &mut Vec<String>) {
+    let more = other.keys().filter(|key| !this.contains_key(*key));
+    for key in this.keys().chain(more) {
+        let name = format!("{prefix}{key}");
+        match (this.get(key), other.get(key)) {
+            (Some(Value::Table(this)), Some(Value::Table(other))) => {
+                differences(&format!("{name}."), this, other, keys);
+            }
+            (this, other) if this == other => {}
+            _ => keys.push(name),
         }
     }
 }

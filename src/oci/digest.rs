@@ -9,6 +9,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::Bytes;
+use http::HeaderValue;
 use sha2::Digest as _;
 
 /// Hex digits of the longest digest.
@@ -105,7 +107,19 @@ impl Digest {
         self.hex_in(&mut [0; LONGEST_HEX]).to_owned()
     }
 
-    /// The same in memory that is there already: digests are in every path and every answer.
+    /// As the values of `Docker-Content-Digest` and `ETag`: content under a digest never changes,
+    /// so it is a strong validator. Both share one allocation.
+    #[must_use]
+    pub fn header_values(&self) -> (HeaderValue, HeaderValue) {
+        let quoted = Bytes::from(format!("\"{self}\""));
+        let plain = quoted.slice(1..quoted.len() - 1);
+        // Digits, letters and quotes are always a value.
+        let value =
+            |bytes| HeaderValue::from_maybe_shared(bytes).unwrap_or(HeaderValue::from_static(""));
+        (value(plain), value(quoted))
+    }
+
+    /// The hex part in memory that is there already: digests are in every path and every answer.
     fn hex_in<'a>(&self, room: &'a mut [u8; LONGEST_HEX]) -> &'a str {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let bytes = self.as_bytes();

@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -34,6 +35,16 @@ pub struct Manifest {
     bytes: Bytes,
     media_type: MediaType,
     digest: Digest,
+    headers: Headers,
+}
+
+/// What every answer with a manifest says of it in its header, made once.
+#[derive(Clone, Debug)]
+pub struct Headers {
+    pub content_type: HeaderValue,
+    /// `Docker-Content-Digest`
+    pub digest: HeaderValue,
+    pub etag: HeaderValue,
 }
 
 /// What a manifest says of something that it refers to: an entry of `manifests`, `layers` or
@@ -103,6 +114,13 @@ impl MediaType {
     /// Letters' case means nothing in a media type.
     fn is(&self, name: &str) -> bool {
         self.0.eq_ignore_ascii_case(name)
+    }
+
+    /// Of a list of manifests, one for each platform.
+    #[must_use]
+    pub fn is_index(&self) -> bool {
+        self.is("application/vnd.oci.image.index.v1+json")
+            || self.is("application/vnd.docker.distribution.manifest.list.v2+json")
     }
 
     /// The types whose documents we can read.
@@ -181,11 +199,7 @@ impl Manifest {
             return Err(invalid("it is an image and an index at once"));
         }
         let digest = Digest::of(algorithm, &bytes);
-        let manifest = Manifest {
-            bytes,
-            media_type,
-            digest,
-        };
+        let manifest = Manifest::from_store(bytes, media_type, digest);
         manifest.children()?;
         Ok(manifest)
     }
@@ -194,10 +208,19 @@ impl Manifest {
     /// verified fetch.
     #[must_use]
     pub fn from_store(bytes: Bytes, media_type: MediaType, digest: Digest) -> Self {
+        let (plain, etag) = digest.header_values();
+        let headers = Headers {
+            // A media type is always a safe value.
+            content_type: HeaderValue::from_str(media_type.as_str())
+                .unwrap_or(HeaderValue::from_static("")),
+            digest: plain,
+            etag,
+        };
         Manifest {
             bytes,
             media_type,
             digest,
+            headers,
         }
     }
 
@@ -214,6 +237,11 @@ impl Manifest {
     #[must_use]
     pub fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    #[must_use]
+    pub fn headers(&self) -> &Headers {
+        &self.headers
     }
 
     /// What it refers to: config, layers, manifests, blobs, in this order, without its subject.

@@ -25,6 +25,24 @@ pub struct Pattern {
     version: Version,
 }
 
+/// Some names, where not each of them is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    One(String),
+    /// Everything that starts so, down to the slash.
+    Under(String),
+}
+
+/// How many of some names are matched.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cover<'a> {
+    None,
+    /// Some, or some of their versions, or it cannot be told.
+    Some,
+    /// Surely all of them, in every version.
+    All(&'a Pattern),
+}
+
 /// Where to look for a pattern, given a name: one that is nowhere there cannot match it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key<'a> {
@@ -165,8 +183,42 @@ impl Pattern {
         name.splitn(self.replaced + 1, '/').last().unwrap_or(name)
     }
 
+    /// Whether it is about some tags or digests only.
+    pub(super) fn has_version(&self) -> bool {
+        !matches!(self.version, Version::Any)
+    }
+
+    /// The one name that it matches, if it is one.
+    pub(super) fn exact(&self) -> Option<&str> {
+        match &self.name {
+            Glob::Exact(name) => Some(name),
+            Glob::Any | Glob::Under(_) | Glob::Like(..) => None,
+        }
+    }
+
+    pub(super) fn covers(&self, names: &Names) -> Cover<'_> {
+        let all = match names {
+            Names::One(name) => Some(self.name.matches(name)),
+            Names::Under(start) => self.name.matches_under(start),
+        };
+        match all {
+            Some(false) => Cover::None,
+            Some(true) if !self.has_version() => Cover::All(self),
+            _ => Cover::Some,
+        }
+    }
+
     pub(super) fn key(&self) -> Key<'_> {
         self.name.key()
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Names::One(name) => f.write_str(name),
+            Names::Under(start) => write!(f, "{start}**"),
+        }
     }
 }
 
@@ -258,6 +310,28 @@ impl Glob {
             Glob::Exact(exact) => exact == text,
             Glob::Under(prefix) => text.starts_with(prefix.as_str()),
             Glob::Like(_, matcher) => matcher.is_match(text),
+        }
+    }
+
+    /// Whether all names that start so match, or none does; None when some may.
+    fn matches_under(&self, start: &str) -> Option<bool> {
+        let literal = match self {
+            Glob::Any => return Some(true),
+            Glob::Under(this) if start.starts_with(this.as_str()) => return Some(true),
+            Glob::Under(this) => this,
+            Glob::Exact(name) => {
+                return if name.starts_with(start) {
+                    None
+                } else {
+                    Some(false)
+                };
+            }
+            Glob::Like(glob, _) => glob.split('*').next().unwrap_or(glob),
+        };
+        if literal.starts_with(start) || start.starts_with(literal) {
+            None
+        } else {
+            Some(false)
         }
     }
 

@@ -1,4 +1,4 @@
-//! Why somebody was refused, in one line.
+//! Why somebody was refused, or is warned, in one line.
 //!
 //! The line is put into the HTTP/1.1 reason phrase as well as into the body, because that phrase
 //! is all that containerd 1.6 to 2.2 show. It therefore stands alone: what was asked for, why not,
@@ -6,10 +6,6 @@
 //! too long. Clients put their own `denied: ` in front.
 
 use serde::Serialize;
-
-use super::Target;
-use super::pattern::{InvalidPattern, Pattern};
-use crate::oci::Image;
 
 /// The longest line, in characters; more than this no client shows well.
 pub(super) const LONGEST_MESSAGE: usize = 200;
@@ -28,22 +24,42 @@ pub struct Refusal {
     /// An image to use instead.
     pub instead: Option<String>,
     pub contact: Option<String>,
+    /// When a tag that is not served yet will be, in RFC 3339.
+    pub served_from: Option<String>,
 }
 
-/// What a refusal suggests: one image, or, ending in `/**`, the same path elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Instead {
-    Image(String),
-    Under(String),
+impl Refusal {
+    /// One of which there is nothing more to say than a line.
+    #[must_use]
+    pub fn new(message: String) -> Self {
+        Refusal {
+            message,
+            rule: None,
+            reason: None,
+            instead: None,
+            contact: None,
+            served_from: None,
+        }
+    }
 }
 
-/// The whole of a refusal in one line.
+/// The whole of a refusal in one line. `state` is what becomes of `subject`.
 pub(super) fn message(
     subject: &str,
+    state: &str,
     why: &str,
     instead: Option<&str>,
     contact: Option<&str>,
 ) -> String {
+    let line = |subject: &str, why: &str, instead: Option<&str>, contact: Option<&str>| {
+        let use_instead = instead
+            .map(|image| format!("; use {image} instead"))
+            .unwrap_or_default();
+        let contact = contact
+            .map(|contact| format!("; contact {contact}"))
+            .unwrap_or_default();
+        format!("{subject} {state}: {why}{use_instead}{contact}")
+    };
     let full = line(subject, why, instead, contact);
     if length(&full) <= LONGEST_MESSAGE {
         return full;
@@ -60,16 +76,6 @@ pub(super) fn message(
     let rest = length(&line(&subject, "", instead.as_deref(), None));
     let why = clip(why, LONGEST_MESSAGE.saturating_sub(rest));
     line(&subject, &why, instead.as_deref(), None)
-}
-
-fn line(subject: &str, why: &str, instead: Option<&str>, contact: Option<&str>) -> String {
-    let instead = instead
-        .map(|image| format!("; use {image} instead"))
-        .unwrap_or_default();
-    let contact = contact
-        .map(|contact| format!("; contact {contact}"))
-        .unwrap_or_default();
-    format!("{subject} is not allowed: {why}{instead}{contact}")
 }
 
 /// Cuts a digest to as many digits as people compare: `quay.io/a@sha256:0123456789ab`.
@@ -92,35 +98,4 @@ fn clip(text: &str, most: usize) -> String {
         .take(most.saturating_sub(3))
         .chain("...".chars())
         .collect()
-}
-
-// === impl Instead ===
-
-impl Instead {
-    pub(super) fn parse(text: &str) -> Result<Self, InvalidPattern> {
-        let under = text
-            .strip_suffix("**")
-            .filter(|prefix| prefix.ends_with('/'));
-        // With something in the place of the wildcard it is an image like any other.
-        let example = under.map_or_else(|| text.to_owned(), |prefix| format!("{prefix}x"));
-        match (example.parse::<Image>(), under) {
-            (Ok(_), None) => Ok(Instead::Image(text.to_owned())),
-            (Ok(_), Some(prefix)) => Ok(Instead::Under(prefix.to_owned())),
-            (Err(error), _) => Err(InvalidPattern(format!(
-                "{text:?} is neither an image nor a name that ends in /** ({error})"
-            ))),
-        }
-    }
-
-    /// What to use in place of `target`, which `pattern` matched.
-    pub(super) fn of(&self, pattern: &Pattern, target: &Target) -> String {
-        let prefix = match self {
-            Instead::Image(image) => return image.clone(),
-            Instead::Under(prefix) => prefix,
-        };
-        // Only the name is replaced: the version, which follows it, stays.
-        let name = target.repository.to_string();
-        let version = target.to_string().split_off(name.len());
-        format!("{prefix}{}{version}", pattern.remainder(&name))
-    }
 }

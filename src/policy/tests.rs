@@ -1,9 +1,8 @@
-use std::net::Ipv4Addr;
-
-use proptest::prelude::*;
-use proptest::sample::select;
+use std::sync::Arc;
 
 use super::*;
+
+mod properties;
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -21,12 +20,7 @@ fn target(image: &str) -> Target {
 }
 
 fn evaluate(engine: &Engine, image: &str) -> Decision {
-    engine.evaluate(
-        &target(image),
-        &Client {
-            address: Ipv4Addr::LOCALHOST.into(),
-        },
-    )
+    engine.evaluate(&target(image), &Client::default())
 }
 
 fn refusal(engine: &Engine, image: &str) -> Arc<Refusal> {
@@ -44,7 +38,7 @@ fn the_built_in_policy_refuses_the_frozen_registry_alone() {
     let decision = evaluate(&engine, "K8S.gcr.io:443/pause:3.9");
     assert_eq!(decision.effect, Effect::Deny);
     assert_eq!(decision.rule.as_deref(), Some("frozen-k8s-gcr"));
-    assert!(!decision.if_led_by_tag);
+    assert!(decision.if_led.is_empty());
     assert_eq!(
         *decision.refusal.unwrap(),
         Refusal {
@@ -56,6 +50,7 @@ fn the_built_in_policy_refuses_the_frozen_registry_alone() {
             reason: Some("k8s.gcr.io is frozen since 3 April 2023".to_owned()),
             instead: Some("registry.k8s.io/pause:3.9".to_owned()),
             contact: None,
+            served_from: None,
         }
     );
     let by_digest = refusal(&engine, &format!("k8s.gcr.io/pause@{DIGEST}"));
@@ -127,7 +122,7 @@ fn the_first_rule_that_matches_decides() {
         refusal(&engine, "quay.io/a").message,
         "quay.io/a:latest is not allowed: rule no-latest refuses it; contact platform@corp.example"
     );
-    let trail = engine.explain(&target("nginx"));
+    let trail = engine.explain(&target("nginx"), &Client::default());
     let trail: Vec<_> = trail
         .iter()
         .map(|step| (&*step.rule, step.decides, &*step.why))
@@ -146,7 +141,7 @@ fn by_digest_rules_on_tags_do_not_decide() {
     let by_digest = format!("quay.io/a@{DIGEST}");
     let decide = |policy: &str| {
         let decision = evaluate(&engine(policy), &by_digest);
-        (decision.effect, decision.if_led_by_tag)
+        (decision.effect, !decision.if_led.is_empty())
     };
     let rule = |effect: &str, images: &str, except: &str| {
         format!(
@@ -180,6 +175,12 @@ fn by_digest_rules_on_tags_do_not_decide() {
         (
             rule("deny", r#""quay.io/a""#, r#""quay.io/a:1""#),
             (Effect::Deny, false),
+        ),
+        // Both rules except some tags, and tag 1 passes both.
+        (
+            rule("deny", r#""quay.io/a""#, r#""quay.io/a:1""#)
+                + &rule("allow", r#""quay.io/**""#, r#""quay.io/a:2""#),
+            (Effect::Deny, true),
         ),
         // A surer refusal in front.
         (
@@ -268,37 +269,22 @@ fn everything_that_is_wrong_is_said_at_once() {
 }
 
 #[test]
-fn what_is_not_enforced_is_refused_with_its_place() {
+fn what_cannot_be_read_is_refused_with_its_place() {
     let rule = "[[rules]]\nid = \"a\"\nimages = [\"**\"]\n";
     for (rest, message, place) in [
         (
-            "effect = \"audit\"",
-            "\"audit\" is not supported in this version",
-            "line 4, column 10",
-        ),
-        (
-            "effect = \"rewrite\"",
-            "not supported in this version",
-            "line 4, column 10",
-        ),
-        (
             "effect = \"block\"",
-            "\"block\" is no effect: use \"allow\" or \"deny\"",
+            "\"block\" is no effect: use \"allow\", \"audit\", \"deny\" or \"rewrite\"",
             "line 4, column 10",
         ),
         (
-            "effect = \"deny\"\nclients = [\"10.0.0.0/8\"]",
-            "not supported in this version",
+            "effect = \"allow\"\nrequire = \"signature\"",
+            "unknown variant `signature`, expected `digest`",
             "line 5, column",
         ),
         (
-            "effect = \"deny\"\nrequire = \"digest\"",
-            "not supported in this version",
-            "line 5, column",
-        ),
-        (
-            "effect = \"deny\"\nmin_age = \"3d\"",
-            "not supported in this version",
+            "effect = \"allow\"\nmin_age = \"soon\"",
+            "",
             "line 5, column",
         ),
         (
@@ -316,6 +302,465 @@ fn what_is_not_enforced_is_refused_with_its_place() {
             "{rest}: {error}"
         );
     }
+    for default in ["audit", "rewrite"] {
+        let error = toml::from_str::<Config>(&format!("default = \"{default}\"")).unwrap_err();
+        assert!(error.to_string().contains("write a last rule"), "{error}");
+    }
+}
+
+/// The problems of one rule with these lines, and a second that allows everything.
+fn problems(lines: &str) -> Vec<String> {
+    let rule = format!("[[rules]]\nid = \"a\"\n{lines}\n");
+    let rest = "[[rules]]\nid = \"rest\"\nimages = [\"**\"]\neffect = \"allow\"\n";
+    let config: Config = toml::from_str(&(rule + rest)).unwrap();
+    let problems = Engine::compile(&config).err().unwrap_or_default();
+    problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    for (lines, key, why) in [
+        (
+            "images = [\"quay.io/**\"]\neffect = \"rewrite\"",
+            "instead",
+            "must say where a rewrite sends the pull",
+        ),
+        (
+            "images = [\"quay.io/a:1\"]\neffect = \"rewrite\"\ninstead = \"ghcr.io/a\"",
+            "images",
+            "a rewrite is about whole repositories",
+        ),
+        (
+            "images = [\"quay.io/**\"]\nexcept = [\"**@*\"]\neffect = \"rewrite\"\ninstead = \"ghcr.io/**\"",
+            "except",
+            "a rewrite is about whole repositories",
+        ),
+        (
+            "images = [\"**\"]\neffect = \"deny\"\nrequire = \"digest\"",
+            "require",
+            "goes with \"allow\" and \"audit\"",
+        ),
+        (
+            "images = [\"**\"]\neffect = \"deny\"\nmin_age = \"3d\"",
+            "min_age",
+            "goes with \"allow\" and \"audit\"",
+        ),
+        (
+            "images = [\"**\"]\neffect = \"allow\"\nmin_age = \"3d\"\nrequire = \"digest\"",
+            "min_age",
+            "judges tags",
+        ),
+        (
+            "images = [\"**:1\"]\neffect = \"allow\"\nrequire = \"digest\"",
+            "images",
+            "no tag is ever served",
+        ),
+        (
+            "images = [\"**\"]\neffect = \"allow\"\nclients = []",
+            "clients",
+            "leave the key out",
+        ),
+        (
+            "images = [\"**\"]\neffect = \"allow\"\nclients = [\"10.0.0.0/8\", \"nodes\"]",
+            "clients.1",
+            "neither a network",
+        ),
+    ] {
+        let problems = problems(lines);
+        assert_eq!(problems.len(), 1, "{lines}: {problems:?}");
+        let start = format!("policy.rules.0.{key}: ");
+        assert!(
+            problems[0].starts_with(&start) && problems[0].contains(why),
+            "{lines}: {problems:?}"
+        );
+    }
+}
+
+/// An engine with rewrites `(images, instead)` in front of the other rules.
+fn rewriting(rewrites: &[(&str, &str)], rest: &str) -> Result<Engine, Vec<Problem>> {
+    let rules = rewrites.iter().enumerate().map(|(number, (images, instead))| {
+        format!(
+            "[[rules]]\nid = \"to-{number}\"\nimages = [\"{images}\"]\neffect = \"rewrite\"\ninstead = \"{instead}\"\n"
+        )
+    });
+    let policy = rules.collect::<String>() + rest;
+    Engine::compile(&toml::from_str(&policy).unwrap())
+}
+
+const ALLOW_ALL: &str = "[[rules]]\nid = \"all\"\nimages = [\"**\"]\neffect = \"allow\"\n";
+
+#[test]
+fn a_rewrite_leads_elsewhere() {
+    let by_digest = format!("k8s.gcr.io/pause@{DIGEST}");
+    let there_by_digest = format!("registry.k8s.io/pause@{DIGEST}");
+    for (images, instead, image, expected) in [
+        (
+            "k8s.gcr.io/**",
+            "registry.k8s.io/**",
+            "k8s.gcr.io/pause:3.9",
+            "registry.k8s.io/pause:3.9",
+        ),
+        (
+            "k8s.gcr.io/**",
+            "registry.k8s.io/**",
+            "K8S.gcr.io:443/a/b",
+            "registry.k8s.io/a/b:latest",
+        ),
+        (
+            "k8s.gcr.io/**",
+            "registry.k8s.io/**",
+            &by_digest,
+            &there_by_digest,
+        ),
+        (
+            "k8s.gcr.io/**",
+            "registry.k8s.io/**",
+            "k8s.gcr.io/pause?",
+            "registry.k8s.io/pause",
+        ),
+        (
+            "k8s.gcr.io/**",
+            "corp.example/mirror/**",
+            "k8s.gcr.io/pause:3.9",
+            "corp.example/mirror/pause:3.9",
+        ),
+        (
+            "quay.io/team/**",
+            "corp.example/**",
+            "quay.io/team/a/b:1",
+            "corp.example/a/b:1",
+        ),
+        (
+            "quay.io/team-*",
+            "corp.example/q/**",
+            "quay.io/team-x:1",
+            "corp.example/q/team-x:1",
+        ),
+        (
+            "*.example/**",
+            "corp.test/**",
+            "a.example/x:1",
+            "corp.test/x:1",
+        ),
+        (
+            "docker.io/**",
+            "corp.example/hub/**",
+            "nginx",
+            "corp.example/hub/library/nginx:latest",
+        ),
+        (
+            "quay.io/nginx",
+            "docker.io/**",
+            "quay.io/nginx:1",
+            "docker.io/library/nginx:1",
+        ),
+        (
+            "quay.io/a",
+            "corp.example/b",
+            "quay.io/a:1",
+            "corp.example/b:1",
+        ),
+        (
+            "quay.io/a",
+            "corp.example/b:2",
+            "quay.io/a:1",
+            "corp.example/b:2",
+        ),
+        (
+            "quay.io/a",
+            "corp.example/b:2",
+            "quay.io/a?",
+            "corp.example/b",
+        ),
+        (
+            "k8s.gcr.io/pause",
+            "registry.k8s.io/pause:3.10",
+            &by_digest,
+            &there_by_digest,
+        ),
+        (
+            "k8s.gcr.io/pause",
+            &there_by_digest,
+            "k8s.gcr.io/pause:3.9",
+            &there_by_digest,
+        ),
+    ] {
+        let engine = rewriting(&[(images, instead)], ALLOW_ALL).unwrap();
+        let decision = evaluate(&engine, image);
+        let got = (
+            decision.effect,
+            decision.rule.as_deref(),
+            decision.target.to_string(),
+        );
+        assert_eq!(
+            got,
+            (Effect::Allow, Some("all"), expected.to_owned()),
+            "{image}"
+        );
+        let rewrites: Vec<_> = decision.rewrites.iter().map(|step| &*step.rule).collect();
+        assert_eq!(rewrites, ["to-0"], "{image}");
+    }
+}
+
+#[test]
+fn what_a_rewrite_leads_to_is_judged_too() {
+    let rest = r#"
+        [[rules]]
+        id = "no-latest"
+        images = ["b.example/**:latest"]
+        effect = "deny"
+        reason = "latest moves"
+        [[rules]]
+        id = "watched"
+        images = ["b.example/watched"]
+        effect = "audit"
+        [[rules]]
+        id = "b"
+        images = ["b.example/**"]
+        effect = "allow"
+        min_age = "3d"
+    "#;
+    let engine = rewriting(&[("a.example/**", "b.example/**")], rest).unwrap();
+    let denied = evaluate(&engine, "a.example/x");
+    assert_eq!(
+        (denied.effect, denied.rule.as_deref()),
+        (Effect::Deny, Some("no-latest"))
+    );
+    assert_eq!(
+        denied.refusal.unwrap().message,
+        "a.example/x:latest is not allowed: it is pulled from b.example/x: latest moves"
+    );
+    let audited = evaluate(&engine, "a.example/watched:1");
+    assert_eq!(
+        (audited.effect, audited.rule.as_deref()),
+        (Effect::Audit, Some("watched"))
+    );
+    let aged = evaluate(&engine, "a.example/x:1").obligation.unwrap();
+    assert_eq!(aged.min_age, std::time::Duration::from_hours(72));
+    assert!(
+        evaluate(&engine, &format!("a.example/x@{DIGEST}"))
+            .obligation
+            .is_none()
+    );
+
+    // Allowed for some tags there: then the tag that led to the digest is looked for there.
+    let tags = "[[rules]]\nid = \"b\"\nimages = [\"b.example/x:1\"]\neffect = \"allow\"\n";
+    let engine = rewriting(&[("a.example/x", "b.example/x")], tags).unwrap();
+    let by_digest = evaluate(&engine, &format!("a.example/x@{DIGEST}"));
+    assert_eq!(by_digest.effect, Effect::Deny);
+    assert_eq!(by_digest.if_led, [target(&format!("b.example/x@{DIGEST}"))]);
+    assert_eq!(
+        evaluate(&engine, "a.example/x?").target.to_string(),
+        "b.example/x"
+    );
+}
+
+/// A tag that stays here has its digest here, whatever becomes of the others.
+#[test]
+fn what_is_not_rewritten_by_tag_is_found_by_digest() {
+    let allow = "[[rules]]\nid = \"old\"\nimages = [\"a.example/x:1\"]\neffect = \"allow\"\n";
+    let rewrite = "[[rules]]\nid = \"new\"\nimages = [\"a.example/**\"]\neffect = \"rewrite\"\ninstead = \"b.example/**\"\n";
+    let engine = engine(&format!("{allow}{rewrite}{ALLOW_ALL}"));
+    assert_eq!(
+        evaluate(&engine, "a.example/x:1").target.to_string(),
+        "a.example/x:1"
+    );
+    assert_eq!(
+        evaluate(&engine, "a.example/x:2").target.to_string(),
+        "b.example/x:2"
+    );
+    let asked = format!("a.example/x@{DIGEST}");
+    let by_digest = evaluate(&engine, &asked);
+    assert_eq!(by_digest.target, target(&format!("b.example/x@{DIGEST}")));
+    assert_eq!(by_digest.if_led, [target(&asked)]);
+}
+
+#[test]
+fn rewrites_that_lead_nowhere_are_refused_when_loaded() {
+    let chain = |count: usize, close: bool| -> Vec<(String, String)> {
+        let name = |n: usize| format!("r{}.example/**", if close { n % count } else { n });
+        (0..count).map(|n| (name(n), name(n + 1))).collect()
+    };
+    let load = |rewrites: &[(String, String)], rest: &str| {
+        let rewrites: Vec<_> = rewrites
+            .iter()
+            .map(|(a, b)| (a.as_str(), b.as_str()))
+            .collect();
+        rewriting(&rewrites, rest)
+            .map(|_| ())
+            .map_err(|problems| problems[0].to_string())
+    };
+    // A chain of two ends, one of three is too long; no loop ends.
+    load(&chain(1, false), ALLOW_ALL).unwrap();
+    load(&chain(2, false), ALLOW_ALL).unwrap();
+    for (count, close) in [(3, false), (1, true), (2, true), (3, true)] {
+        let error = load(&chain(count, close), ALLOW_ALL).unwrap_err();
+        assert!(
+            error.starts_with("policy.rules.0.instead: ") && error.contains("once more"),
+            "{error}"
+        );
+    }
+    let to_b = [("a.example/**".to_owned(), "b.example/**".to_owned())];
+    let deny = "[[rules]]\nid = \"no-b\"\nimages = [\"b.example/**\"]\neffect = \"deny\"\n";
+    let error = load(&to_b, &format!("{deny}{ALLOW_ALL}")).unwrap_err();
+    assert!(
+        error.contains("rule no-b refuses b.example/**, where this leads"),
+        "{error}"
+    );
+    let error = load(&to_b, "").unwrap_err();
+    assert!(error.contains("no rule allows b.example/**"), "{error}");
+    // Where it depends on the image or on the client, only the pull can tell.
+    for narrower in [
+        deny.replace("b.example/**", "b.example/x"),
+        deny.replace("b.example/**", "b.example/**:latest"),
+        deny.replace("b.example/**", "*.example/x-*"),
+        format!("{deny}except = [\"b.example/x\"]\n"),
+        format!("{deny}clients = [\"10.0.0.0/8\"]\n"),
+    ] {
+        load(&to_b, &format!("{narrower}{ALLOW_ALL}")).unwrap();
+    }
+    // One name at a time.
+    let one = [("a.example/x".to_owned(), "b.example/**".to_owned())];
+    let deny_x = deny.replace("/**", "/x");
+    let error = load(&one, &format!("{deny_x}{ALLOW_ALL}")).unwrap_err();
+    assert!(error.contains("refuses b.example/x, where"), "{error}");
+    let allow_x = ALLOW_ALL.replace("\"**\"", "\"b.example/x\"");
+    load(&one, &allow_x).unwrap();
+}
+
+#[test]
+fn rewriting_ends_where_it_could_not_be_foreseen() {
+    let loops = [
+        ("*.example/x", "a.example/y"),
+        ("*.example/y", "b.example/x"),
+    ];
+    // Both are overlapped by nothing that covers them: b.example/x is matched by a wildcard.
+    let engine = rewriting(&loops, ALLOW_ALL);
+    let error = engine.unwrap_err();
+    assert!(error[0].to_string().contains("once more"), "{error:?}");
+
+    let rest = format!(
+        "[[rules]]\nid = \"some\"\nimages = [\"**\"]\neffect = \"deny\"\nclients = [\"192.0.2.1\"]\n{ALLOW_ALL}"
+    );
+    let policy = format!(
+        "{}{}",
+        "[[rules]]\nid = \"one\"\nimages = [\"a.example/**\"]\nexcept = [\"a.example/z\"]\neffect = \"rewrite\"\ninstead = \"b.example/**\"\n\
+         [[rules]]\nid = \"back\"\nimages = [\"b.example/**\"]\nexcept = [\"b.example/z\"]\neffect = \"rewrite\"\ninstead = \"a.example/**\"\n",
+        rest
+    );
+    let engine = self::engine(&policy);
+    let decision = evaluate(&engine, "a.example/x:1");
+    assert_eq!(
+        (decision.effect, decision.rewrites.len()),
+        (Effect::Deny, 2)
+    );
+    let message = &decision.refusal.unwrap().message;
+    assert!(message.contains("rewrites it once more"), "{message}");
+
+    // A name that would be too long.
+    let engine = rewriting(
+        &[("a.example/**", "long.example/aaaaaaaaaaaaaaaaaaaaaaaaa/**")],
+        ALLOW_ALL,
+    )
+    .unwrap();
+    let message = &refusal(&engine, &format!("a.example/{}:1", "x".repeat(240))).message;
+    assert!(message.contains("too long a name"), "{message}");
+}
+
+#[test]
+fn an_audited_image_is_served_with_a_text() {
+    let engine = engine(
+        "[[rules]]\nid = \"soon\"\nimages = [\"k8s.gcr.io/**\"]\neffect = \"audit\"\n\
+         reason = \"it will be refused in May\"\ninstead = \"registry.k8s.io/**\"\ncontact = \"platform@corp.example\"",
+    );
+    let decision = evaluate(&engine, "k8s.gcr.io/pause:3.9");
+    assert_eq!(
+        (decision.effect, decision.rule.as_deref()),
+        (Effect::Audit, Some("soon"))
+    );
+    assert_eq!(
+        decision.refusal.unwrap().message,
+        "k8s.gcr.io/pause:3.9 is served, but audited: it will be refused in May; \
+         use registry.k8s.io/pause:3.9 instead; contact platform@corp.example"
+    );
+    assert_eq!(
+        evaluate(&engine, &format!("k8s.gcr.io/pause@{DIGEST}")).effect,
+        Effect::Audit
+    );
+}
+
+#[test]
+fn only_pinned_references_where_a_digest_is_required() {
+    let engine = engine(&format!(
+        "[[rules]]\nid = \"pinned\"\nimages = [\"quay.io/**\"]\nexcept = [\"quay.io/free\"]\n\
+         effect = \"allow\"\nrequire = \"digest\"\ncontact = \"sec@corp.example\"\n{ALLOW_ALL}"
+    ));
+    assert_eq!(
+        refusal(&engine, "quay.io/a:1").message,
+        "quay.io/a:1 is not allowed: rule pinned wants a digest; \
+         pin it as quay.io/a:1@sha256:...; contact sec@corp.example"
+    );
+    for image in ["quay.io/free:1", "nginx", "quay.io/a?"] {
+        assert_eq!(evaluate(&engine, image).effect, Effect::Allow, "{image}");
+    }
+    for image in [
+        format!("quay.io/a@{DIGEST}"),
+        format!("quay.io/a:1@{DIGEST}"),
+    ] {
+        assert_eq!(evaluate(&engine, &image).effect, Effect::Allow, "{image}");
+    }
+}
+
+#[test]
+fn a_rule_for_some_clients_is_no_rule_for_others() {
+    let engine = engine(
+        r#"
+        [[rules]]
+        id = "build"
+        images = ["quay.io/**"]
+        effect = "allow"
+        clients = ["10.1.0.0/16", "mtls:CN=ci,O=corp"]
+        [[rules]]
+        id = "rest"
+        images = ["**"]
+        effect = "deny"
+        "#,
+    );
+    for (client, rule) in [
+        ("10.1.2.3", "build"),
+        ("::ffff:10.1.2.3", "build"),
+        ("10.2.0.1", "rest"),
+        ("mtls:O=corp,CN=ci", "build"),
+        ("mtls:CN=ci", "rest"),
+    ] {
+        let client = client.parse().unwrap();
+        let decision = engine.evaluate(&target("quay.io/a:1"), &client);
+        assert_eq!(decision.rule.as_deref(), Some(rule), "{client:?}");
+    }
+    assert_eq!(
+        evaluate(&engine, "quay.io/a:1").rule.as_deref(),
+        Some("rest"),
+        "nobody known"
+    );
+    let trail = engine.explain(&target("quay.io/a:1"), &Client::default());
+    assert_eq!(trail[0].why, "is about certain clients only");
+}
+
+#[test]
+fn a_tag_may_have_to_be_of_some_age() {
+    let engine = engine(
+        "[[rules]]\nid = \"aged\"\nimages = [\"quay.io/**\"]\neffect = \"allow\"\nmin_age = \"3d\"\n\
+         reason = \"others find out first\"\ncontact = \"sec@corp.example\"",
+    );
+    let obligation = evaluate(&engine, "quay.io/a:1").obligation.unwrap();
+    let refusal = obligation.refusal("2026-11-05T12:30:00Z".parse().unwrap());
+    assert_eq!(
+        refusal.message,
+        "quay.io/a:1 is not served yet: it will be from 2026-11-05T12:30:00Z on, \
+         3d after it was first seen: others find out first; contact sec@corp.example"
+    );
+    assert_eq!(refusal.served_from.as_deref(), Some("2026-11-05T12:30:00Z"));
+    assert!(evaluate(&engine, "quay.io/a?").obligation.is_none());
 }
 
 #[test]
@@ -362,147 +807,3 @@ fn long_refusals_keep_what_matters() {
 }
 
 const LONGEST: usize = refusal::LONGEST_MESSAGE;
-
-const PATTERNS: &[&str] = &[
-    "**",
-    "quay.io/**",
-    "quay.io/a",
-    "quay.io/a:1",
-    "quay.io/a:2",
-    "quay.io/*:1",
-    "**/b",
-    "ghcr.io/**",
-    "**:2",
-];
-
-fn rules() -> impl Strategy<Value = Vec<RuleConfig>> {
-    rules_of(|| select(PATTERNS).prop_map(str::to_owned))
-}
-
-fn rules_of<S>(pattern: impl Fn() -> S) -> impl Strategy<Value = Vec<RuleConfig>>
-where
-    S: Strategy<Value = String>,
-{
-    let rule = (
-        prop::collection::vec(pattern(), 1..3),
-        prop::collection::vec(pattern(), 0..2),
-        select(&[Effect::Allow, Effect::Deny]),
-    );
-    prop::collection::vec(rule, 0..5).prop_map(|rules| {
-        let rule = |(index, (images, except, effect))| RuleConfig {
-            id: format!("r{index}"),
-            images,
-            except,
-            effect,
-            reason: None,
-            instead: None,
-            contact: None,
-            later: (),
-        };
-        rules.into_iter().enumerate().map(rule).collect()
-    })
-}
-
-/// A pattern with every kind of wildcard in every place, over few enough names to match often.
-fn any_pattern() -> impl Strategy<Value = String> {
-    let registry = select(&["a.io", "b.io", "*.io", "*", "a.*", "x.a.io", "*a.io"]);
-    let segment = || select(&["a", "b", "ab", "*", "a*", "*b", "**"]);
-    let path = prop::collection::vec(segment(), 1..4);
-    let version = select(&["", "", "", ":1", ":*", ":1*", "@*"]);
-    let named = (registry, path, version)
-        .prop_map(|(registry, path, version)| format!("{registry}/{}{version}", path.join("/")));
-    prop_oneof![
-        8 => named,
-        1 => select(&["**", "**:1", "**/a", "**/a/**", "**/*b:1"]).prop_map(str::to_owned),
-    ]
-}
-
-fn any_image() -> impl Strategy<Value = String> {
-    let registry = select(&["a.io", "b.io", "x.a.io", "c.com"]);
-    let path = prop::collection::vec(select(&["a", "b", "ab", "ba", "c"]), 1..4);
-    let version = select(&[":1", ":12", ":2", "?", "@"]);
-    (registry, path, version).prop_map(|(registry, path, version)| {
-        let version = if version == "@" {
-            format!("@{DIGEST}")
-        } else {
-            version.to_owned()
-        };
-        format!("{registry}/{}{version}", path.join("/"))
-    })
-}
-
-fn any_rules() -> impl Strategy<Value = Vec<RuleConfig>> {
-    rules_of(any_pattern)
-}
-
-proptest! {
-    /// Looking rules up is the same as reading them from top to bottom.
-    #[test]
-    fn the_index_hides_nothing(rules in any_rules(), images in prop::collection::vec(any_image(), 1..20), open: bool) {
-        let default = if open { Effect::Allow } else { Effect::Deny };
-        let config = Config { default, rules };
-        let indexed = Engine::compile(&config).unwrap();
-        let mut naive = Engine::compile(&config).unwrap();
-        naive.images = Index::flat(naive.rules.iter().map(|rule| rule.images.as_slice()));
-        naive.except = Index::flat(naive.rules.iter().map(|rule| rule.except.as_slice()));
-        for image in images {
-            let (one, other) = (evaluate(&indexed, &image), evaluate(&naive, &image));
-            prop_assert_eq!(format!("{one:?}"), format!("{other:?}"), "{}", image);
-        }
-    }
-
-    /// With a tag nothing is unsure, so a plain loop is the whole truth.
-    #[test]
-    fn the_first_match_wins(rules in rules(), repository in select(&["quay.io/a", "quay.io/b", "ghcr.io/b", "x.example/c"]), tag in select(&["1", "2", "3"])) {
-        let config = Config { default: Effect::Deny, rules };
-        let engine = Engine::compile(&config).unwrap();
-        let reference = tag.parse().unwrap();
-        let matches = |patterns: &[String]| patterns.iter().any(|pattern| {
-            Pattern::parse(pattern).unwrap().hit(repository, Some(&reference)) == Hit::Yes
-        });
-        let expected = config.rules.iter().find(|rule| matches(&rule.images) && !matches(&rule.except));
-        let decision = evaluate(&engine, &format!("{repository}:{tag}"));
-        prop_assert_eq!(decision.effect, expected.map_or(Effect::Deny, |rule| rule.effect));
-        prop_assert_eq!(decision.rule.as_deref(), expected.map(|rule| rule.id.as_str()));
-        prop_assert!(!decision.if_led_by_tag);
-        let trail = engine.explain(&target(&format!("{repository}:{tag}")));
-        let decider = trail.iter().find(|step| step.decides).map(|step| &*step.rule);
-        prop_assert_eq!(decider, decision.rule.as_deref());
-    }
-
-    /// Whatever some tag may have, its digest can have: else the pull would die half-way.
-    #[test]
-    fn an_allowed_tag_leaves_its_digest_a_way(rules in rules(), repository in select(&["quay.io/a", "quay.io/b", "ghcr.io/b"]), open: bool) {
-        let default = if open { Effect::Allow } else { Effect::Deny };
-        let engine = Engine::compile(&Config { default, rules }).unwrap();
-        let allowed = ["1", "2", "3"]
-            .iter()
-            .any(|tag| evaluate(&engine, &format!("{repository}:{tag}")).effect == Effect::Allow);
-        let by_digest = evaluate(&engine, &format!("{repository}@{DIGEST}"));
-        if allowed {
-            prop_assert!(by_digest.effect == Effect::Allow || by_digest.if_led_by_tag);
-            prop_assert_eq!(evaluate(&engine, &format!("{repository}?")).effect, Effect::Allow);
-        }
-    }
-
-    #[test]
-    fn without_rules_nothing_passes(repository in "[a-z]{1,6}\\.[a-z]{2,3}/[a-z0-9]{1,9}", tag in "[a-z0-9]{1,9}") {
-        let engine = engine("");
-        for image in [format!("{repository}:{tag}"), format!("{repository}?"), format!("{repository}@{DIGEST}")] {
-            prop_assert_eq!(evaluate(&engine, &image).effect, Effect::Deny);
-        }
-    }
-
-    /// Any reason that loads gives a line that can be a reason phrase.
-    #[test]
-    fn a_refusal_is_one_short_line(reason: String, contact: String, name in "[a-z]{1,230}", tag in "[a-z]{1,128}") {
-        let mut config = Config::default();
-        config.rules[0].reason = Some(reason);
-        config.rules[0].contact = Some(contact);
-        let Ok(engine) = Engine::compile(&config) else { return Ok(()) };
-        let message = &refusal(&engine, &format!("k8s.gcr.io/{name}:{tag}")).message;
-        prop_assert!(message.chars().count() <= LONGEST);
-        prop_assert!(!message.contains(char::is_control));
-        prop_assert!(message.starts_with("k8s.gcr.io/"));
-    }
-}

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::cache::CacheError;
 use crate::oci::{ErrorCode, InvalidName, Registry, RouteError};
+use crate::policy::Refusal;
 use crate::telemetry::RequestId;
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
@@ -91,15 +92,7 @@ impl ApiError {
     pub(super) fn cache(error: &CacheError, id: RequestId) -> Self {
         use {ErrorCode as Code, StatusCode as Status};
         match error {
-            CacheError::Denied(refusal) => ApiError {
-                detail: Some(json!({
-                    "rule": refusal.rule,
-                    "reason": refusal.reason,
-                    "instead": refusal.instead,
-                    "contact": refusal.contact,
-                })),
-                ..ApiError::new(Status::FORBIDDEN, Code::Denied, &refusal.message)
-            },
+            CacheError::Denied(refusal) => denied(refusal),
             CacheError::NotServed(registry) => not_served(registry),
             CacheError::ManifestUnknown => {
                 ApiError::new(Status::NOT_FOUND, Code::ManifestUnknown, "no such manifest")
@@ -176,6 +169,22 @@ impl From<BadRequest> for ApiError {
             close: true,
             ..error
         }
+    }
+}
+
+fn denied(refusal: &Refusal) -> ApiError {
+    let mut detail = json!({
+        "rule": refusal.rule,
+        "reason": refusal.reason,
+        "instead": refusal.instead,
+        "contact": refusal.contact,
+    });
+    if let Some(from) = &refusal.served_from {
+        detail["served_from"] = from.as_str().into();
+    }
+    ApiError {
+        detail: Some(detail),
+        ..ApiError::new(StatusCode::FORBIDDEN, ErrorCode::Denied, &refusal.message)
     }
 }
 

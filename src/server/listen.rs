@@ -33,7 +33,8 @@ use tokio_util::task::TaskTracker;
 use super::connection::{Connections, Lease};
 use super::pulse::{Guarded, Pulse, Verdict, Watched};
 use super::sendfile::{Queue, Wire};
-use super::tls::Tls;
+use super::tls::{self, Tls};
+use crate::policy::Subject;
 
 /// The request line and all headers together, in bytes.
 const LONGEST_HEAD: u32 = 32 << 10;
@@ -61,6 +62,8 @@ pub(super) trait Handler: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) address: IpAddr,
+    /// Of its certificate, where one is asked for.
+    pub(super) subject: Option<Arc<Subject>>,
     /// Where bodies can go from file to socket.
     pub(super) queue: Option<Queue>,
 }
@@ -184,9 +187,10 @@ impl<H: Handler> Session<H> {
         // Answers are written whole; waiting to join them with others only delays them.
         let _ = stream.set_nodelay(true);
         let pulse = Arc::clone(&lease.pulse);
-        let session = |queue| {
+        let session = |queue, subject| {
             let peer = Peer {
                 address: client,
+                subject,
                 queue,
             };
             Arc::new(Session {
@@ -198,7 +202,7 @@ impl<H: Handler> Session<H> {
         let result = match by.tls {
             None => {
                 let (wire, queue) = Wire::new(stream);
-                session(Some(queue)).http1(wire).await
+                session(Some(queue), None).http1(wire).await
             }
             Some(tls) => {
                 let handshake = tokio::time::timeout(HANDSHAKE, tls.acceptor().accept(stream));
@@ -211,9 +215,13 @@ impl<H: Handler> Session<H> {
                     Err(_) => return,
                 };
                 pulse.secured();
-                match stream.get_ref().1.alpn_protocol() {
-                    Some(b"h2") => session(None).http2(stream, Executor(by.tracker)).await,
-                    _ => session(None).http1(stream).await,
+                let (_, connection) = stream.get_ref();
+                let http2 = connection.alpn_protocol() == Some(b"h2");
+                let session = session(None, tls::subject(connection.peer_certificates()));
+                if http2 {
+                    session.http2(stream, Executor(by.tracker)).await
+                } else {
+                    session.http1(stream).await
                 }
             }
         };

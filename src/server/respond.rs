@@ -72,7 +72,7 @@ impl Shape {
     /// If-Range is no range.
     pub(super) fn wanted(&mut self, headers: &HeaderMap, digest: &Digest) -> Wanted {
         if let Some(condition) = headers.get(IF_RANGE)
-            && condition != validators(digest).1
+            && condition != digest.header_values().1
         {
             self.range = None;
         }
@@ -124,20 +124,19 @@ pub(super) fn ping(shape: &Shape) -> Response<Body> {
 
 pub(super) fn manifest(shape: &Shape, answer: &ManifestAnswer) -> Response<Body> {
     let manifest = &answer.manifest;
-    let (digest, etag) = validators(manifest.digest());
-    let mut response = if shape.has_already(&etag) {
+    let ready = manifest.headers();
+    let mut response = if shape.has_already(&ready.etag) {
         not_modified()
     } else {
-        whole(
-            shape,
-            text(manifest.media_type().as_str()),
-            manifest.bytes().clone(),
-        )
+        whole(shape, ready.content_type.clone(), manifest.bytes().clone())
     };
     let headers = response.headers_mut();
-    headers.insert(CONTENT_DIGEST, digest);
-    headers.insert(ETAG, etag);
+    headers.insert(CONTENT_DIGEST, ready.digest.clone());
+    headers.insert(ETAG, ready.etag.clone());
     headers.insert(CACHE_STATUS, cache_status(answer.outcome));
+    if let Some(audit) = &answer.audit {
+        headers.append(WARNING, warning(&audit.message));
+    }
     warn(headers, &answer.warnings);
     response
 }
@@ -148,7 +147,7 @@ pub(super) fn blob(
     answer: BlobAnswer,
     queue: Option<Queue>,
 ) -> Result<Response<Body>, ApiError> {
-    let (digest, etag) = validators(&answer.digest);
+    let (digest, etag) = answer.digest.header_values();
     let outcome = cache_status(answer.outcome);
     let mut response = if shape.has_already(&etag) {
         not_modified()
@@ -289,14 +288,6 @@ fn not_modified() -> Response<Body> {
     response
 }
 
-/// The digest as `Docker-Content-Digest` and as `ETag`: content under a digest never changes, so
-/// it is a strong validator. Both values share one allocation.
-fn validators(digest: &Digest) -> (HeaderValue, HeaderValue) {
-    let quoted = Bytes::from(format!("\"{digest}\""));
-    let plain = quoted.slice(1..quoted.len() - 1);
-    (value(plain), value(quoted))
-}
-
 /// RFC 9211.
 const fn cache_status(outcome: Outcome) -> HeaderValue {
     HeaderValue::from_static(match outcome {
@@ -308,9 +299,16 @@ const fn cache_status(outcome: Outcome) -> HeaderValue {
     })
 }
 
+/// `299 - "text"`, with what would end the text early escaped. Not all of it need be ASCII.
+fn warning(message: &str) -> HeaderValue {
+    let message = message.replace('\\', "\\\\").replace('"', "\\\"");
+    text(&format!("299 - \"{message}\""))
+}
+
 /// Passes on upstream's `299 - "text"`, as many of them as the specification allows.
 fn warn(headers: &mut HeaderMap, warnings: &[String]) {
-    let mut room = LONGEST_WARNINGS;
+    let said: usize = headers.get_all(WARNING).iter().map(HeaderValue::len).sum();
+    let mut room = LONGEST_WARNINGS.saturating_sub(said);
     for warning in warnings {
         let Ok(value) = HeaderValue::from_str(warning) else {
             continue;
@@ -325,11 +323,7 @@ fn warn(headers: &mut HeaderMap, warnings: &[String]) {
 
 /// For texts that are made of checked types; anything else becomes an empty value.
 pub(super) fn text(text: &str) -> HeaderValue {
-    value(Bytes::copy_from_slice(text.as_bytes()))
-}
-
-fn value(bytes: Bytes) -> HeaderValue {
-    HeaderValue::from_maybe_shared(bytes).unwrap_or(HeaderValue::from_static(""))
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
 
 #[cfg(test)]

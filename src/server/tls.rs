@@ -17,7 +17,9 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use serde::Deserialize;
 use tokio_rustls::TlsAcceptor;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::policy::Subject;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ReloadLabels, ReloadResult};
 
@@ -177,6 +179,31 @@ fn load(files: &Config, http2: bool) -> io::Result<ServerConfig> {
     }
     config.alpn_protocols.push(b"http/1.1".to_vec());
     Ok(config)
+}
+
+/// Whose certificate the first of these is. The handshake has verified it; what in it is no text
+/// or has no short name is left out.
+pub(super) fn subject(certificates: Option<&[CertificateDer<'_>]>) -> Option<Arc<Subject>> {
+    let (_, certificate) = X509Certificate::from_der(certificates?.first()?).ok()?;
+    let attributes = certificate
+        .subject()
+        .iter_attributes()
+        .filter_map(|attribute| {
+            let name = match attribute.attr_type().to_id_string().as_str() {
+                "2.5.4.3" => "CN",
+                "2.5.4.5" => "SERIALNUMBER",
+                "2.5.4.6" => "C",
+                "2.5.4.7" => "L",
+                "2.5.4.8" => "ST",
+                "2.5.4.10" => "O",
+                "2.5.4.11" => "OU",
+                "0.9.2342.19200300.100.1.1" => "UID",
+                "0.9.2342.19200300.100.1.25" => "DC",
+                _ => return None,
+            };
+            Some((name.to_owned(), attribute.as_str().ok()?.to_owned()))
+        });
+    Some(Arc::new(Subject::new(attributes.collect())))
 }
 
 fn certificates(file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {

@@ -183,7 +183,8 @@ impl Api {
         id: RequestId,
     ) -> Result<(Response<Body>, Option<Outcome>), ApiError> {
         let client = Client {
-            address: peer.address,
+            address: Some(peer.address),
+            subject: peer.subject.clone(),
         };
         let refuse = |e: CacheError| Self::refuse(&e, id);
         let mut shape = Shape::of(request);

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::StoreError;
 use super::disk::Disk;
 use super::files::{Stamp, blocking, lock, unix_now};
+use super::gone::Reason;
 use crate::oci::{Digest, Hasher};
 
 /// How much is read at once: large enough to make system calls cheap, small enough for the cache.
@@ -98,7 +99,7 @@ impl Disk {
     /// Sets a wrong file aside, if it still is the one that has the name. Blocks.
     pub(super) fn quarantine(&self, digest: &Digest, inode: u64) {
         let name = format!("{}-{}-{}", unix_now(), digest.algorithm(), digest.hex());
-        self.take_away(digest, inode, |path| {
+        self.take_away(digest, inode, Reason::Wrong, |path| {
             tracing::error!(%digest, quarantine = name, "blob on disk does not hash; set aside");
             self.faults.metrics().store_quarantined.inc();
             std::fs::rename(path, self.layout.quarantine().join(&name))
@@ -107,10 +108,18 @@ impl Disk {
 
     /// Removes a file that may be lost by the next power failure. Blocks.
     pub(super) fn discard(&self, digest: &Digest, inode: u64) {
-        self.take_away(digest, inode, |path| std::fs::remove_file(path));
+        self.take_away(digest, inode, Reason::Lost, |path| {
+            std::fs::remove_file(path)
+        });
     }
 
-    fn take_away(&self, digest: &Digest, inode: u64, by: impl FnOnce(&Path) -> io::Result<()>) {
+    fn take_away(
+        &self,
+        digest: &Digest,
+        inode: u64,
+        reason: Reason,
+        by: impl FnOnce(&Path) -> io::Result<()>,
+    ) {
         let _moves = lock(&self.moves);
         let path = self.layout.blob(digest);
         if std::fs::symlink_metadata(&path)
@@ -122,7 +131,13 @@ impl Disk {
         }
         let result = by(&path).or_else(|_| std::fs::remove_file(&path));
         // Wherever the file is now, it is no blob.
-        self.with_index(|index| index.remove(digest));
+        let entry = self.with_index(|index| index.remove(digest));
+        self.note_gone(
+            entry
+                .map(|entry| entry.gone(*digest, reason))
+                .into_iter()
+                .collect(),
+        );
         if let Err(source) = result {
             self.faults.note(&StoreError::Io {
                 what: format!("take away {digest}"),

@@ -25,11 +25,19 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use super::evict::Evicting;
 use super::files::{Faults, Stamp, Temporary, blocking, found, lock, rename, unix_now};
+use super::gone::{Departures, Reason};
 use super::index::Index;
 use super::layout::Layout;
+use super::learn::children_of;
+use super::pins::Pins;
 use super::{FileRange, Restored, Spool, StoreError, Verified};
 use crate::oci::Digest;
+
+/// What is evicted beside the size of what does not fit, in bytes: the note of what went and the
+/// next map of a spool want room too.
+const SLACK: u64 = 64 << 10;
 
 /// The blobs of one store. Methods that take `Arc<Self>` do their work on the blocking pool, where
 /// it runs to its end even when the caller goes away.
@@ -37,6 +45,10 @@ use crate::oci::Digest;
 pub struct Disk {
     pub(super) layout: Layout,
     pub(super) faults: Arc<Faults>,
+    pub(super) pins: Arc<Pins>,
+    pub(super) gone: Departures,
+    /// Taken before `moves`.
+    pub(super) evicting: Mutex<Evicting>,
     /// Bytes; see [`super::Config::max_size`].
     pub(super) max_size: u64,
     pub(super) index: Mutex<Index>,
@@ -207,6 +219,12 @@ impl Disk {
         self.quarantine(digest, stamp.inode);
         Ok(None)
     }
+
+    /// The pins of this store.
+    #[must_use]
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
 }
 
 // === impl Disk: keeping ===
@@ -220,7 +238,7 @@ impl Disk {
     /// stays full after eviction.
     pub async fn put(self: &Arc<Self>, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
         let (disk, digest) = (Arc::clone(self), *digest);
-        blocking(move || disk.faults.noted(disk.put_file(&digest, &bytes))).await
+        blocking(move || disk.faults.noted(disk.put_file(&digest, bytes))).await
     }
 
     /// The same for many at once, on one thread; who calls does not learn what failed. That is
@@ -229,7 +247,7 @@ impl Disk {
         let disk = Arc::clone(self);
         let work = move || {
             for (digest, bytes) in blobs {
-                let _ = disk.faults.noted(disk.put_file(&digest, &bytes));
+                let _ = disk.faults.noted(disk.put_file(&digest, bytes));
             }
             Ok(())
         };
@@ -237,20 +255,25 @@ impl Disk {
         let _ = blocking(work).await;
     }
 
-    fn put_file(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
-        if Digest::of(digest.algorithm(), bytes) != *digest {
+    fn put_file(&self, digest: &Digest, bytes: Bytes) -> Result<(), StoreError> {
+        if Digest::of(digest.algorithm(), &bytes) != *digest {
             return Err(StoreError::WrongBytes(*digest));
         }
-        if self.holds(digest) {
+        let room = bytes.len() as u64 + SLACK;
+        let file = if self.holds(digest) {
             self.touch(digest);
-            return Ok(());
-        }
-        let attempt = || self.name_blob(digest, Temporary::write(&self.layout, bytes)?);
-        let result = match attempt() {
-            Err(error) if is_full(&error) && self.evict(bytes.len() as u64) > 0 => attempt(),
-            result => result,
+            None
+        } else {
+            let attempt = || self.name_blob(digest, Temporary::write(&self.layout, &bytes)?);
+            let result = match attempt() {
+                Err(error) if is_full(&error) && self.evict(room, Reason::Full) > 0 => attempt(),
+                result => result,
+            };
+            Some(result.map_err(StoreError::io(format!("keep {digest}")))?)
         };
-        let file = result.map_err(StoreError::io(format!("keep {digest}")))?;
+        let children = children_of(digest, bytes);
+        self.with_index(|index| index.refers(digest, children));
+        let Some(file) = file else { return Ok(()) };
         self.sync_soon(digest, &file);
         // Spools and quarantine are counted by the next round: that takes a walk.
         if self.with_index(|index| index.size()) > self.max_size {

@@ -45,6 +45,8 @@ pub(super) enum Change {
     Append(PathBuf, String),
     /// A file in place of the one that has the name, if there is one.
     Replace(PathBuf, Vec<u8>),
+    /// No file by this name.
+    Remove(PathBuf),
 }
 
 /// Where failures of the disk are counted and, once a minute at most, logged.
@@ -221,7 +223,7 @@ impl Change {
     /// The file that it is about.
     pub(super) fn path(&self) -> &Path {
         match self {
-            Change::Append(path, _) | Change::Replace(path, _) => path,
+            Change::Append(path, _) | Change::Replace(path, _) | Change::Remove(path) => path,
         }
     }
 
@@ -235,6 +237,10 @@ impl Change {
             Change::Replace(path, bytes) => {
                 let result = Temporary::write(layout, &bytes).and_then(|file| file.name(&path));
                 (path, result.map(drop))
+            }
+            Change::Remove(path) => {
+                let result = found(std::fs::remove_file(&path)).map(drop);
+                (path, result)
             }
         };
         result.map_err(StoreError::io(format!("write {}", path.display())))

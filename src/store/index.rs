@@ -1,17 +1,21 @@
 //! What is known about the blobs on disk without looking at them: size, whether they are trusted,
-//! last use. Pure: no I/O, the clock is an argument.
+//! last use, what a manifest holds. Pure: no I/O, the clock is an argument.
 //!
-//! The files are the truth; the index adds two things that files cannot hold. *Trust*: the stamp
-//! that a file had when its bytes were known to hash. *Order*: blobs are evicted by turn, a
-//! counter that every use advances, so that a clock that jumps changes nothing.
+//! The files are the truth; the index adds three things that files cannot tell or not cheaply.
+//! *Trust*: the stamp that a file had when its bytes were known to hash. *Order*: a counter that
+//! every use advances, so that a clock that jumps changes nothing. *Children*: what a manifest
+//! refers to, for `order.rs`, which says who goes first.
 //!
 //! On disk it is text, least recently used first, one blob a line:
 //!
 //! ```text
 //! portcullis index 1 dirty
-//! sha256:<hex> <last use> <last hashed> <inode> <size> <mtime> <ctime>
+//! sha256:<hex> <last use> <last hashed> <inode> <size> <mtime> <ctime> holds <child> <child>
 //! sha256:<hex> <last use> <last hashed> -
 //! ```
+//!
+//! `holds` alone says that the blob was looked at and refers to nothing; without it nobody has
+//! looked yet, as in files of the versions that knew no children.
 //!
 //! The word `clean` in the first line says that nothing changed after the index was written.
 //! It is overwritten in place, which is why both words have five letters.
@@ -24,15 +28,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::files::Stamp;
+use super::files::{Stamp, unix_now};
+use super::gone::{Gone, Reason};
 use crate::oci::Digest;
 
 /// A blob opened so recently is not evicted: its next reader is likely on the way.
 const IN_USE: Duration = Duration::from_secs(60);
 
+/// The largest blob that may turn out to be a manifest, in bytes; a larger one is never looked at.
+pub(super) const LARGEST_MANIFEST: u64 = 4 << 20;
+
 const MAGIC: &str = "portcullis index 1 ";
 const CLEAN: &str = "clean";
 pub(super) const DIRTY: &str = "dirty";
+const HOLDS: &str = "holds";
 /// Where [`DIRTY`] is written over [`CLEAN`].
 pub(super) const MARK_OFFSET: u64 = MAGIC.len() as u64;
 
@@ -43,6 +52,10 @@ pub(super) struct Index {
     size: u64,
     turn: u64,
     changed: bool,
+    /// What must not go for the time being, and why, once for each who wants it.
+    held: HashMap<Digest, Vec<&'static str>>,
+    /// Blobs that may be manifests; some may have gone since.
+    unread: Vec<Digest>,
 }
 
 #[derive(Debug)]
@@ -58,15 +71,44 @@ pub(super) struct Entry {
     hashed: i64,
     turn: u64,
     opened: Option<Instant>,
+    /// What it refers to; None: nobody has looked.
+    children: Option<Arc<[Digest]>>,
+}
+
+/// What eviction and people are told of a blob.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) turn: u64,
+    /// Unix seconds.
+    pub(super) used: i64,
+    pub(super) trusted: bool,
+    /// Held, open, or open a moment ago.
+    pub(super) busy: bool,
+    pub(super) children: Arc<[Digest]>,
+}
+
+/// What came of the wish to evict a blob.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// It is out of the index; when it was last used, in unix seconds.
+    Out {
+        used: i64,
+    },
+    /// It was used, held or replaced in the meantime, or somebody has it open.
+    Busy,
+    Absent,
 }
 
 /// One line of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) digest: Digest,
     pub(super) used: i64,
     pub(super) hashed: i64,
     pub(super) stamp: Option<Stamp>,
+    pub(super) children: Option<Arc<[Digest]>>,
 }
 
 /// What the file said.
@@ -103,11 +145,13 @@ impl Index {
             hashed: line.hashed,
             turn: 0,
             opened: None,
+            children: line.children,
         };
         self.insert_entry(line.digest, entry);
     }
 
-    /// A blob whose bytes were hashed on their way to the disk.
+    /// A blob whose bytes were hashed on their way to the disk. What it refers to is known again
+    /// after [`Index::refers`].
     pub(super) fn insert(&mut self, digest: Digest, stamp: Stamp, file: &Arc<File>, now: i64) {
         let entry = Entry {
             size: stamp.size,
@@ -117,6 +161,7 @@ impl Index {
             hashed: now,
             turn: 0,
             opened: None,
+            children: None,
         };
         self.insert_entry(digest, entry);
     }
@@ -125,6 +170,13 @@ impl Index {
         self.turn += 1;
         entry.turn = self.turn;
         self.size += entry.size;
+        if entry.children.is_none() {
+            if entry.size <= LARGEST_MANIFEST {
+                self.unread.push(digest);
+            } else {
+                entry.children = Some(Arc::default());
+            }
+        }
         if let Some(replaced) = self.entries.insert(digest, entry) {
             self.size -= replaced.size;
         }
@@ -174,26 +226,86 @@ impl Index {
         }
     }
 
-    /// Takes out least recently used blobs until `bytes` are gone or nothing idle is left.
-    pub(super) fn evict(&mut self, bytes: u64, now: Instant) -> Vec<(Digest, u64)> {
-        let mut idle: Vec<(u64, Digest, u64)> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| !entry.in_use(now))
-            .map(|(digest, entry)| (entry.turn, *digest, entry.size))
-            .collect();
-        idle.sort_unstable_by_key(|(turn, ..)| *turn);
-        let mut freed = 0;
-        let mut evicted = Vec::new();
-        for (_, digest, size) in idle {
-            if freed >= bytes {
-                break;
-            }
-            freed += size;
-            self.remove(&digest);
-            evicted.push((digest, size));
+    /// Takes a blob out, if it still is as it was at `turn` and nobody needs it.
+    pub(super) fn take_idle(&mut self, digest: &Digest, turn: u64, now: Instant) -> Taken {
+        let Some(entry) = self.entries.get(digest) else {
+            return Taken::Absent;
+        };
+        if entry.turn != turn || entry.in_use(now) || self.held.contains_key(digest) {
+            return Taken::Busy;
         }
-        evicted
+        let used = entry.used;
+        self.remove(digest);
+        Taken::Out { used }
+    }
+
+    /// All blobs, in no order.
+    pub(super) fn known(&self, now: Instant) -> Vec<Known> {
+        let known = self.entries.iter().map(|(digest, entry)| Known {
+            digest: *digest,
+            size: entry.size,
+            turn: entry.turn,
+            used: entry.used,
+            trusted: entry.stamp.is_some(),
+            busy: entry.in_use(now) || self.held.contains_key(digest),
+            children: entry.children.clone().unwrap_or_default(),
+        });
+        known.collect()
+    }
+
+    /// The blob is kept until as many calls of [`Index::release`] have said the same.
+    pub(super) fn hold(&mut self, digest: Digest, why: &'static str) {
+        self.held.entry(digest).or_default().push(why);
+    }
+
+    pub(super) fn release(&mut self, digest: &Digest, why: &'static str) {
+        if let Some(reasons) = self.held.get_mut(digest) {
+            if let Some(position) = reasons.iter().position(|reason| *reason == why) {
+                reasons.swap_remove(position);
+            }
+            if reasons.is_empty() {
+                self.held.remove(digest);
+            }
+        }
+    }
+
+    /// Why it is held, once for each who does.
+    pub(super) fn holds(&self, digest: &Digest) -> &[&'static str] {
+        self.held.get(digest).map_or(&[], Vec::as_slice)
+    }
+
+    /// The blob refers to `children`. A manifest that has just come uses all of them: who thought
+    /// that one of them may go has to think again.
+    pub(super) fn refers(&mut self, digest: &Digest, children: Arc<[Digest]>) {
+        for child in children.iter() {
+            if let Some(entry) = self.entries.get_mut(child) {
+                self.turn += 1;
+                entry.turn = self.turn;
+            }
+        }
+        self.learn(digest, children);
+    }
+
+    /// The same of a blob that has been here for a while: nobody has used anything.
+    pub(super) fn learn(&mut self, digest: &Digest, children: Arc<[Digest]>) {
+        if let Some(entry) = self.entries.get_mut(digest) {
+            entry.children = Some(children);
+            self.changed = true;
+        }
+    }
+
+    /// Some blob that may be a manifest and that nobody has looked into.
+    pub(super) fn next_unread(&mut self) -> Option<Digest> {
+        loop {
+            let digest = self.unread.pop()?;
+            let unread = self
+                .entries
+                .get(&digest)
+                .map(|entry| entry.children.is_none());
+            if unread == Some(true) {
+                return Some(digest);
+            }
+        }
     }
 
     /// At most `limit` blobs that were last hashed at or before `before`, longest ago first.
@@ -219,21 +331,14 @@ impl Index {
             .entries
             .iter()
             .map(|(&digest, entry)| {
-                let Entry {
-                    used,
-                    hashed,
-                    stamp,
-                    ..
-                } = *entry;
-                (
-                    entry.turn,
-                    Line {
-                        digest,
-                        used,
-                        hashed,
-                        stamp,
-                    },
-                )
+                let line = Line {
+                    digest,
+                    used: entry.used,
+                    hashed: entry.hashed,
+                    stamp: entry.stamp,
+                    children: entry.children.clone(),
+                };
+                (entry.turn, line)
             })
             .collect();
         lines.sort_unstable_by_key(|(turn, _)| *turn);
@@ -244,7 +349,19 @@ impl Index {
 // === impl Entry ===
 
 impl Entry {
-    fn in_use(&self, now: Instant) -> bool {
+    /// What is said of it when it leaves now.
+    pub(super) fn gone(&self, digest: Digest, reason: Reason) -> Gone {
+        Gone {
+            digest,
+            at: unix_now(),
+            size: self.size,
+            used: self.used,
+            reason,
+        }
+    }
+
+    /// Somebody has it open, or had a moment ago.
+    pub(super) fn in_use(&self, now: Instant) -> bool {
         self.file.strong_count() > 0
             || self
                 .opened
@@ -259,17 +376,19 @@ pub(super) fn encode(clean: bool, lines: &[Line]) -> String {
     let mut text = String::with_capacity(64 + lines.len() * 160);
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{MAGIC}{}", if clean { CLEAN } else { DIRTY });
-    for Line {
-        digest,
-        used,
-        hashed,
-        stamp,
-    } in lines
-    {
-        let _ = match stamp {
-            Some(stamp) => writeln!(text, "{digest} {used} {hashed} {stamp}"),
-            None => writeln!(text, "{digest} {used} {hashed} -"),
+    for line in lines {
+        let _ = write!(text, "{} {} {} ", line.digest, line.used, line.hashed);
+        let _ = match line.stamp {
+            Some(stamp) => write!(text, "{stamp}"),
+            None => write!(text, "-"),
         };
+        if let Some(children) = &line.children {
+            let _ = write!(text, " {HOLDS}");
+            for child in children.iter() {
+                let _ = write!(text, " {child}");
+            }
+        }
+        text.push('\n');
     }
     text
 }
@@ -293,6 +412,16 @@ impl Saved {
 
 impl Line {
     fn parse(line: &str) -> Option<Self> {
+        let (line, children) = match line.split_once(HOLDS) {
+            None => (line, None),
+            Some((line, children)) => {
+                let children = children.split_ascii_whitespace().map(str::parse);
+                (
+                    line.trim_end(),
+                    Some(children.collect::<Result<_, _>>().ok()?),
+                )
+            }
+        };
         let mut words = line.splitn(4, ' ');
         Some(Line {
             digest: words.next()?.parse().ok()?,
@@ -302,6 +431,7 @@ impl Line {
                 "-" => None,
                 stamp => Some(stamp.parse().ok()?),
             },
+            children,
         })
     }
 }

@@ -36,6 +36,19 @@ impl Layout {
         self.root.join("v1/index")
     }
 
+    pub(super) fn gone(&self) -> PathBuf {
+        self.root.join("v1/gone")
+    }
+
+    pub(super) fn pins(&self) -> PathBuf {
+        self.root.join("v1/pins")
+    }
+
+    /// The directory of what is known of all repositories.
+    pub(super) fn repositories(&self) -> PathBuf {
+        self.root.join("v1/repos")
+    }
+
     /// The directory of all blobs of one algorithm.
     pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
         self.root.join("v1/blobs").join(algorithm.as_str())
@@ -57,11 +70,6 @@ impl Layout {
         self.root.join("v1/quarantine")
     }
 
-    /// The directory of what is known of all repositories.
-    pub(super) fn repos(&self) -> PathBuf {
-        self.root.join("v1/repos")
-    }
-
     pub(super) fn links(&self, repository: &Repository) -> PathBuf {
         self.repository(repository).join("_links")
     }
@@ -79,7 +87,7 @@ impl Layout {
     }
 
     fn repository(&self, repository: &Repository) -> PathBuf {
-        let mut path = self.repos();
+        let mut path = self.repositories();
         path.push(repository.registry.as_str());
         path.push(repository.name.as_str());
         path

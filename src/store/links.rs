@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::StoreError;
 use super::files::{Change, Faults, found, unix_now};
 use super::layout::Layout;
+use super::pins::Pins;
 use super::present::Present;
 use super::shelf::{Kept, Shelf};
 use crate::oci::{Digest, MediaType, Reference, Repository};
@@ -55,6 +56,7 @@ pub struct Link {
 #[derive(Debug)]
 pub struct Links {
     shelf: Shelf<Known>,
+    pins: Arc<Pins>,
 }
 
 /// What is known of one repository.
@@ -73,9 +75,15 @@ struct Known {
 // === impl Links ===
 
 impl Links {
-    pub(super) fn new(layout: Layout, faults: Arc<Faults>, present: Arc<Present>) -> Self {
+    pub(super) fn new(
+        layout: Layout,
+        faults: Arc<Faults>,
+        pins: Arc<Pins>,
+        present: Arc<Present>,
+    ) -> Self {
         Links {
             shelf: Shelf::new(layout, faults, present, IN_MEMORY),
+            pins,
         }
     }
 
@@ -94,6 +102,7 @@ impl Links {
         media_type: Option<&MediaType>,
     ) {
         let now = unix_now();
+        self.pins.linked(repository, digest);
         self.shelf
             .change(repository, |known| known.add_link(digest, media_type, now))
             .await;
@@ -130,6 +139,15 @@ impl Links {
 
     pub(super) async fn flush(&self) {
         self.shelf.flush().await;
+    }
+
+    /// All links of a repository as its file has them. Blocks.
+    pub(super) fn on_disk(
+        layout: &Layout,
+        repository: &Repository,
+        faults: &Faults,
+    ) -> HashMap<Digest, Link> {
+        Known::load(layout, repository, faults).links
     }
 
     pub(super) async fn run(&self, token: CancellationToken) {

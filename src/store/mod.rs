@@ -4,7 +4,9 @@
 //!
 //! ```text
 //! v1/blobs/sha256/<2 hex>/<hex>     blobs and manifests; a name is visible only when its bytes hash
-//! v1/index                          stat and last use of each, and whether the last run ended well
+//! v1/index                          stat, last use and children of each, and how the last run ended
+//! v1/gone                           what was evicted, set aside or purged lately, and why
+//! v1/pins/<sha256 of name>.json     images and patterns that are never evicted
 //! v1/repos/<registry>/<repository>/ _tags/<tag>.json, _links, _led
 //! v1/spool/                         fills in progress, and files on their way to their names
 //! v1/quarantine/                    blobs that were found not to hash, for 24 hours
@@ -19,15 +21,21 @@
     reason = "this is the module that writes below store.path"
 )]
 
+pub mod catalog;
 mod check;
 pub mod disk;
 mod evict;
 mod files;
+pub mod gone;
 mod index;
+pub mod keep;
 mod layout;
+mod learn;
 pub mod links;
 pub mod object;
 mod open;
+mod order;
+pub mod pins;
 mod present;
 pub mod prune;
 mod shelf;
@@ -49,8 +57,11 @@ use crate::oci::Digest;
 use crate::telemetry::Metrics;
 
 pub use disk::Disk;
+pub use evict::Hold;
+pub use gone::Gone;
 pub use links::{Link, Links};
 pub use object::Shared;
+pub use pins::Pins;
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};
 
@@ -65,7 +76,7 @@ pub struct Config {
     /// The directory that holds everything; made when it is missing.
     pub path: PathBuf,
     /// Bytes that blobs, spools and quarantine may take together; None: 80 % of the file system.
-    /// Above it the least recently used blobs go until 95 % of it are left.
+    /// Above it the least recently used images go until 95 % of it are left.
     #[serde(deserialize_with = "some_size")]
     pub max_size: Option<u64>,
     /// What replicas share; None: this one is alone.
@@ -214,14 +225,24 @@ impl Store {
         let layout = Layout::new(&config.path);
         let faults = Arc::new(Faults::new(metrics));
         let disk = Disk::open(config, Arc::clone(&faults))?;
+        let pins = &disk.pins;
         let present = Arc::new(Present::default());
-        Ok(Arc::new(Store {
+        let store = Store {
+            links: Links::new(
+                layout.clone(),
+                Arc::clone(&faults),
+                Arc::clone(pins),
+                Arc::clone(&present),
+            ),
+            tags: Tags::new(layout, faults, Arc::clone(pins), Arc::clone(&present)),
             disk,
-            links: Links::new(layout.clone(), Arc::clone(&faults), Arc::clone(&present)),
-            tags: Tags::new(layout, faults, Arc::clone(&present)),
             shared,
             present,
-        }))
+        };
+        // Before anything goes.
+        store.disk.scan_patterns()?;
+        store.disk.keep_below_limit();
+        Ok(Arc::new(store))
     }
 
     /// The work behind the answers: makes commits durable, keeps the size limit, writes links and
@@ -237,7 +258,7 @@ impl Store {
 
     /// Learns once which files of links and tags there are.
     async fn find_files(&self) {
-        let (present, root) = (Arc::clone(&self.present), self.disk.layout.repos());
+        let (present, root) = (Arc::clone(&self.present), self.disk.layout.repositories());
         let what = format!("read {}", root.display());
         let found = blocking(move || present.walk(&root).map_err(StoreError::io(what))).await;
         // Without it every look goes to the disk.

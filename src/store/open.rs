@@ -17,8 +17,10 @@ use tokio::sync::Semaphore;
 
 use super::disk::Disk;
 use super::files::{Faults, Stamp, found, sync_dir, unix_now};
+use super::gone::Departures;
 use super::index::{self, Line, Saved};
 use super::layout::Layout;
+use super::pins::Pins;
 use super::{Config, StoreError};
 use crate::oci::{Algorithm, Digest};
 
@@ -35,6 +37,8 @@ impl Disk {
             .map_err(StoreError::io(format!("make {}", config.path.display())))?;
         let locked = take_lock(&layout)?;
         let saved = read_index(&layout)?;
+        let pins = Arc::new(Pins::load(&layout, &faults)?);
+        let gone = Departures::load(&layout)?;
         let disk = Disk {
             max_size: match config.max_size {
                 Some(size) => size,
@@ -42,6 +46,9 @@ impl Disk {
             },
             layout,
             faults,
+            pins,
+            gone,
+            evicting: Mutex::default(),
             index: Mutex::default(),
             moves: Mutex::default(),
             checks: Mutex::default(),
@@ -60,7 +67,6 @@ impl Disk {
         disk.sweep_temporaries()
             .map_err(StoreError::io("sweep v1/spool"))?;
         disk.sweep();
-        disk.keep_below_limit();
         Ok(Arc::new(disk))
     }
 
@@ -85,6 +91,7 @@ impl Disk {
                     used: found.modified(),
                     hashed: 0,
                     stamp: None,
+                    children: None,
                 };
                 let (position, mut line) = known.remove(&digest).unwrap_or((usize::MAX, unknown));
                 line.stamp = line.stamp.filter(|stamp| saved.clean && *stamp == found);
@@ -115,6 +122,7 @@ fn make_directories(layout: &Layout) -> io::Result<()> {
     make(&layout.blobs(Algorithm::Sha256))?;
     make(&layout.blobs(Algorithm::Sha512))?;
     make(&layout.spool())?;
+    make(&layout.pins())?;
     make(&layout.quarantine())
 }
 

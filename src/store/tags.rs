@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::StoreError;
 use super::files::{Change, Faults, blocking, found, unix_now};
 use super::layout::Layout;
+use super::pins::Pins;
 use super::present::Present;
 use super::shelf::{Kept, Shelf};
 use crate::oci::{Digest, MediaType, Repository, Tag};
@@ -68,6 +69,7 @@ pub struct TagRecord {
 pub struct Tags {
     layout: Layout,
     faults: Arc<Faults>,
+    pins: Arc<Pins>,
     shelf: Shelf<Slot>,
 }
 
@@ -216,11 +218,17 @@ fn clamp(entries: &mut [TagEntry], mut latest: i64) {
 // === impl Tags ===
 
 impl Tags {
-    pub(super) fn new(layout: Layout, faults: Arc<Faults>, present: Arc<Present>) -> Self {
+    pub(super) fn new(
+        layout: Layout,
+        faults: Arc<Faults>,
+        pins: Arc<Pins>,
+        present: Arc<Present>,
+    ) -> Self {
         let shelf = Shelf::new(layout.clone(), Arc::clone(&faults), present, IN_MEMORY);
         Tags {
             layout,
             faults,
+            pins,
             shelf,
         }
     }
@@ -243,6 +251,7 @@ impl Tags {
         variant: Variant,
         entry: TagEntry,
     ) {
+        self.pins.tagged(repository, tag, &entry.digest);
         let key = (repository.clone(), tag.clone());
         self.shelf
             .change(&key, |slot| {
@@ -293,6 +302,32 @@ impl Tags {
             list(&directory).map_err(StoreError::io(format!("read {}", directory.display())))
         });
         self.faults.noted(result.await)
+    }
+
+    /// The upstream's tag is to be forgotten here.
+    pub(super) async fn remove(&self, repository: &Repository, tag: &Tag) {
+        let key = (repository.clone(), tag.clone());
+        self.shelf
+            .change(&key, |slot| {
+                slot.unwritten = slot.record.take().is_some();
+                slot.unwritten
+            })
+            .await;
+    }
+
+    /// All tags of a repository as their files have them. Blocks.
+    pub(super) fn on_disk(
+        layout: &Layout,
+        repository: &Repository,
+        faults: &Faults,
+    ) -> io::Result<Vec<(Tag, Arc<TagRecord>)>> {
+        let tags = list(&layout.tags(repository))?.into_iter();
+        let records = tags.filter_map(|tag| {
+            let key = (repository.clone(), tag);
+            let record = Slot::load(layout, &key, faults).record?;
+            Some((key.1, record))
+        });
+        Ok(records.collect())
     }
 
     pub(super) async fn flush(&self) {
@@ -365,16 +400,17 @@ impl Kept for Slot {
     }
 
     fn take_changes(&mut self, layout: &Layout, (repository, tag): &Self::Key) -> Vec<Change> {
-        let unwritten = std::mem::take(&mut self.unwritten);
-        // Plain data: it always has a JSON form.
-        let json = self
-            .record
-            .as_deref()
-            .and_then(|record| serde_json::to_vec(record).ok());
-        json.filter(|_| unwritten)
-            .map(|json| Change::Replace(layout.tag(repository, tag), json))
-            .into_iter()
-            .collect()
+        if !std::mem::take(&mut self.unwritten) {
+            return Vec::new();
+        }
+        let path = layout.tag(repository, tag);
+        let change = match self.record.as_deref().map(serde_json::to_vec) {
+            None => Some(Change::Remove(path)),
+            Some(Ok(json)) => Some(Change::Replace(path, json)),
+            // Plain data: it always has a JSON form.
+            Some(Err(_)) => None,
+        };
+        change.into_iter().collect()
     }
 
     fn weight(&self) -> usize {

@@ -38,6 +38,7 @@ impl Dir {
         let layout = Layout::new(self.path());
         // Normally made when the disk is opened.
         std::fs::create_dir_all(layout.spool()).unwrap();
+        std::fs::create_dir_all(layout.pins()).unwrap();
         layout
     }
 
@@ -50,11 +51,15 @@ impl Dir {
     }
 
     pub(super) fn links(&self) -> Links {
-        Links::new(self.layout(), self.faults(), Arc::default())
+        Links::new(self.layout(), self.faults(), self.pins(), Arc::default())
     }
 
     pub(super) fn tags(&self) -> Tags {
-        Tags::new(self.layout(), self.faults(), Arc::default())
+        Tags::new(self.layout(), self.faults(), self.pins(), Arc::default())
+    }
+
+    pub(super) fn pins(&self) -> Arc<Pins> {
+        Arc::new(Pins::load(&self.layout(), &self.faults()).unwrap())
     }
 
     pub(super) fn open(&self) -> Arc<Store> {

@@ -26,6 +26,8 @@ use crate::oci::Digest;
 const ROUND: Duration = Duration::from_secs(1);
 /// How often the index is written when it has changed: what a crash may cost in last uses.
 const INDEX_INTERVAL: Duration = Duration::from_secs(60);
+/// How long one round looks into blobs that may be manifests.
+const LEARNING: Duration = Duration::from_millis(200);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// How long an abandoned spool waits for somebody who wants the rest, and quarantine for somebody
 /// who wants to know why.
@@ -67,9 +69,12 @@ impl Disk {
             return Ok(());
         }
         let synced = self.sync();
+        self.learn(LEARNING);
         self.keep_below_limit();
         if sweep_due {
             self.sweep();
+            // Tags move away from what a pattern kept.
+            self.scan_patterns()?;
         }
         if index_due && let Some(lines) = self.with_index(index::Index::take_changes) {
             self.faults.noted(self.write_index(false, &lines))?;

@@ -24,6 +24,16 @@ pub struct Metrics {
     pub answers: Family<AnswerLabels, Counter>,
     /// Requests that policy refused, by rule.
     pub denials: Family<RuleLabels, Counter>,
+    /// Manifests served although a rule objects to them, by rule.
+    pub audits: Family<RuleLabels, Counter>,
+    /// Requests that policy sent to another place, by rule.
+    pub rewrites: Family<RuleLabels, Counter>,
+    /// When the policy was last loaded, in unix seconds.
+    pub policy_loaded: Gauge,
+    /// 1 while the configuration file cannot be used, and the policy is older than it.
+    pub policy_reload_failed: Gauge,
+    /// Tags that an upstream moved from one digest to another.
+    pub tag_moves: Counter,
     /// Requests sent to upstreams.
     pub upstream_requests: Family<UpstreamLabels, Counter>,
     /// Body bytes received from upstreams.
@@ -181,6 +191,32 @@ impl Metrics {
             "denials",
             "Requests refused by policy",
             self.denials.clone(),
+        );
+        r.register(
+            "audits",
+            "Manifests served although a rule objects",
+            self.audits.clone(),
+        );
+        r.register(
+            "rewrites",
+            "Requests sent to another place by policy",
+            self.rewrites.clone(),
+        );
+        r.register_with_unit(
+            "policy_loaded_at",
+            "When the policy was last loaded",
+            Unit::Seconds,
+            self.policy_loaded.clone(),
+        );
+        r.register(
+            "policy_reload_failed",
+            "Whether the configuration file is unusable",
+            self.policy_reload_failed.clone(),
+        );
+        r.register(
+            "tag_moves",
+            "Tags that an upstream moved",
+            self.tag_moves.clone(),
         );
         r.register(
             "upstream_requests",

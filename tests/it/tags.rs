@@ -1,6 +1,6 @@
 //! Names that move: how often the upstream is asked, and what is answered when it does not answer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portcullis::oci::Digest;
 use serde_json::json;
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::image::{Manifest, OCI_INDEX, OCI_MANIFEST};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::upstream::{Fault, Upstream};
-use crate::support::{PATIENCE, at};
+use crate::support::{at, eventually};
 
 const TAG: &str = "demo/app/manifests/1";
 
@@ -279,13 +279,4 @@ fn referrers_are_passed_on_or_empty() {
     proxy
         .get(&at("demo/app/referrers/sha256:zz"))
         .assert_error(400, "DIGEST_INVALID");
-}
-
-#[track_caller]
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -32,12 +32,27 @@ fn rows() -> Vec<Row> {
         reason: Some("k8s.gcr.io is frozen since 3 April 2023".to_owned()),
         instead: Some("registry.k8s.io/pause:3.9".to_owned()),
         contact: None,
+        served_from: None,
+    };
+    let held_back = Refusal {
+        rule: Some("settled".to_owned()),
+        served_from: Some("2026-11-05T12:30:00Z".to_owned()),
+        ..Refusal::new(
+            "quay.io/a:1 is not served yet: it will be from 2026-11-05T12:30:00Z on, \
+             3d after it was first seen"
+                .to_owned(),
+        )
     };
     vec![
         (
             "policy refuses the image",
             "use what the text names instead, or ask its contact",
             from_cache(CacheError::Denied(Arc::new(refusal))),
+        ),
+        (
+            "policy wants the tag to have been seen for a while (`min_age`)",
+            "wait, or pin an older digest",
+            from_cache(CacheError::Denied(Arc::new(held_back))),
         ),
         (
             "the registry is neither known nor configured",

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::oci::{HostMap, Manifest, MediaType, Registry, Route, Tag};
+use crate::policy::Refusal;
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2}"#;
 
@@ -28,6 +29,7 @@ fn manifest_answer(warnings: Vec<String>) -> ManifestAnswer {
         manifest: Arc::new(manifest),
         outcome: Outcome::Hit,
         warnings: warnings.into(),
+        audit: None,
     }
 }
 
@@ -105,6 +107,22 @@ fn warnings_stop_at_4096_bytes() {
     let response = manifest(&get(&[]), &manifest_answer(vec![warning.clone(); 3]));
     assert_eq!(response.headers().get_all(WARNING).iter().count(), 2);
     assert_eq!(header(&response, "warning"), Some(&*warning));
+}
+
+#[test]
+fn what_policy_has_to_say_comes_first() {
+    let mut answer = manifest_answer(vec!["299 - \"from the upstream\"".to_owned()]);
+    let text = "a.example/x:1 is served, but audited: so \"called\" b\\c; f\u{fc}r sp\u{e4}ter";
+    answer.audit = Some(Arc::new(Refusal::new(text.to_owned())));
+    let response = manifest(&get(&[]), &answer);
+    let warnings: Vec<_> = response.headers().get_all(WARNING).iter().collect();
+    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
+    assert_eq!(
+        warnings[0].as_bytes(),
+        format!("299 - \"{escaped}\"").as_bytes()
+    );
+    assert_eq!(warnings[1], "299 - \"from the upstream\"");
+    assert_eq!(warnings.len(), 2);
 }
 
 fn part(range: &str, size: u64) -> Part {

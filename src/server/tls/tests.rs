@@ -94,6 +94,27 @@ async fn with_a_client_ca_only_its_clients_are_let_in() {
 }
 
 #[test]
+fn a_client_is_whom_its_certificate_names() {
+    use rcgen::{DistinguishedName, DnType};
+
+    let mut params = CertificateParams::new(vec!["not-the-subject".to_owned()]).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    for (kind, value) in [
+        (DnType::CommonName, "team-a, CN=admin"),
+        (DnType::OrganizationName, "corp"),
+        (DnType::CustomDnType(vec![1, 2, 3, 4]), "unknown"),
+    ] {
+        params.distinguished_name.push(kind, value);
+    }
+    let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let named = subject(Some(&[certificate.der().clone()])).unwrap();
+    assert_eq!(named.to_string(), "CN=team-a\\, CN=admin,O=corp");
+    assert_eq!(subject(None), None);
+    assert_eq!(subject(Some(&[])), None);
+    assert_eq!(subject(Some(&[CertificateDer::from(vec![1, 2, 3])])), None);
+}
+
+#[test]
 fn a_pair_that_does_not_match_is_refused() {
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut files = Pair::write(one.path(), "a.test").config();

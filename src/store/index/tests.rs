@@ -10,14 +10,17 @@ enum Step {
     Close { blob: u8 },
     Remove { blob: u8 },
     Wait { seconds: u64 },
-    Evict { bytes: u64 },
+    Hold { blob: u8 },
+    Release { blob: u8 },
+    Take { blob: u8 },
     Reload,
 }
 
-/// What the index should be: blobs in order of use.
+/// What the index should be: blobs in order of use, and what is held how often.
 #[derive(Default)]
 struct Model {
     blobs: Vec<Blob>,
+    held: Vec<u8>,
 }
 
 struct Blob {
@@ -36,20 +39,13 @@ impl Model {
         Some(self.blobs.len() - 1)
     }
 
-    fn evict(&mut self, bytes: u64, now: Instant) -> Vec<u8> {
-        let (mut freed, mut evicted) = (0, Vec::new());
-        self.blobs.retain(|blob| {
-            let recent = blob
-                .opened
-                .is_some_and(|at| now - at < Duration::from_secs(60));
-            let goes = freed < bytes && blob.file.is_none() && !recent;
-            if goes {
-                freed += blob.size;
-                evicted.push(blob.name);
-            }
-            !goes
-        });
-        evicted
+    /// Whether the blob may go, or None when it is not here.
+    fn is_idle(&self, blob: u8, now: Instant) -> Option<bool> {
+        let blob = self.blobs.iter().find(|known| known.name == blob)?;
+        let recent = blob
+            .opened
+            .is_some_and(|at| now - at < Duration::from_secs(60));
+        Some(blob.file.is_none() && !recent && !self.held.contains(&blob.name))
     }
 }
 
@@ -68,16 +64,18 @@ fn step() -> impl Strategy<Value = Step> {
         2 => blob.clone().prop_map(|blob| Step::Touch { blob }),
         2 => blob.clone().prop_map(|blob| Step::Open { blob }),
         2 => blob.clone().prop_map(|blob| Step::Close { blob }),
-        1 => blob.prop_map(|blob| Step::Remove { blob }),
+        1 => blob.clone().prop_map(|blob| Step::Remove { blob }),
         2 => (0..90u64).prop_map(|seconds| Step::Wait { seconds }),
-        3 => (0..300u64).prop_map(|bytes| Step::Evict { bytes }),
+        1 => blob.clone().prop_map(|blob| Step::Hold { blob }),
+        1 => blob.clone().prop_map(|blob| Step::Release { blob }),
+        3 => blob.clone().prop_map(|blob| Step::Take { blob }),
         1 => Just(Step::Reload),
     ]
 }
 
 proptest! {
     #[test]
-    fn evicts_as_the_model_does(steps in prop::collection::vec(step(), 0..60)) {
+    fn does_as_the_model_does(steps in prop::collection::vec(step(), 0..60)) {
         let handle = tempfile::tempfile().unwrap();
         let file = || Arc::new(handle.try_clone().unwrap());
         let (mut index, mut model) = (Index::default(), Model::default());
@@ -111,16 +109,38 @@ proptest! {
                     model.blobs.retain(|known| known.name != blob);
                 }
                 Step::Wait { seconds } => now += Duration::from_secs(seconds),
-                Step::Evict { bytes } => {
-                    let evicted = index.evict(bytes, now).into_iter().map(|(digest, _)| digest);
-                    let expected = model.evict(bytes, now).into_iter().map(digest);
-                    prop_assert_eq!(evicted.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+                Step::Hold { blob } => {
+                    index.hold(digest(blob), "test");
+                    model.held.push(blob);
+                }
+                Step::Release { blob } => {
+                    index.release(&digest(blob), "test");
+                    if let Some(position) = model.held.iter().position(|held| *held == blob) {
+                        model.held.remove(position);
+                    }
+                }
+                Step::Take { blob } => {
+                    let turn = index.get(&digest(blob)).map_or(0, |entry| entry.turn);
+                    let stale = index.take_idle(&digest(blob), turn + 1, now);
+                    let out = matches!(stale, Taken::Out { .. });
+                    prop_assert!(!out, "it was used since");
+                    let taken = match index.take_idle(&digest(blob), turn, now) {
+                        Taken::Absent => None,
+                        Taken::Busy => Some(false),
+                        Taken::Out { .. } => Some(true),
+                    };
+                    prop_assert_eq!(taken, model.is_idle(blob, now));
+                    if taken == Some(true) {
+                        model.blobs.retain(|known| known.name != blob);
+                    }
                 }
                 Step::Reload => {
                     let saved = Saved::parse(&encode(true, &index.lines())).unwrap();
                     index = Index::default();
+                    model.held.clear();
                     for line in saved.lines {
-                        index.restore(line, line.stamp.unwrap().size);
+                        let size = line.stamp.unwrap().size;
+                        index.restore(line, size);
                     }
                     for known in &mut model.blobs {
                         (known.file, known.opened) = (None, None);
@@ -144,12 +164,21 @@ fn lines_that_make_no_sense_are_skipped() {
             used: 5,
             hashed: 4,
             stamp: Some(stamp(7)),
+            children: None,
         },
         Line {
             digest: digest(2),
             used: 6,
             hashed: 0,
             stamp: None,
+            children: Some(Arc::default()),
+        },
+        Line {
+            digest: digest(3),
+            used: 6,
+            hashed: 0,
+            stamp: Some(stamp(7)),
+            children: Some([digest(1), digest(2)].into()),
         },
     ];
     let text = encode(false, &lines);
@@ -163,7 +192,7 @@ fn lines_that_make_no_sense_are_skipped() {
     assert!(Saved::parse(&encode(true, &lines)).unwrap().clean);
 
     let torn = &text[..text.len() - 3];
-    assert_eq!(Saved::parse(torn).unwrap().lines, lines[..1]);
+    assert_eq!(Saved::parse(torn).unwrap().lines, lines[..2]);
     for text in [
         "",
         "portcullis index 2 clean\n",
@@ -183,10 +212,53 @@ fn the_longest_unhashed_are_due_first() {
             used: 0,
             hashed,
             stamp: None,
+            children: None,
         };
         index.restore(line, 1);
     }
     assert_eq!(index.due(30, 2), [digest(2), digest(3)]);
     index.put_off(&digest(2), 60);
     assert_eq!(index.due(40, 9), [digest(3), digest(1)]);
+}
+
+/// Version 1 wrote no children; its files load, and it loads ours where it trusts the blob.
+#[test]
+fn an_index_without_children_is_read() {
+    let text = format!(
+        "{MAGIC}{CLEAN}\n{} 5 4 1 7 2.3 4.5\n{} 6 0 -\n",
+        digest(1),
+        digest(2)
+    );
+    let saved = Saved::parse(&text).unwrap();
+    assert_eq!(saved.lines.len(), 2);
+    let mut index = Index::default();
+    for line in saved.lines {
+        assert_eq!(line.children, None);
+        index.restore(line, 7);
+    }
+    index.remove(&digest(2));
+    assert_eq!(index.next_unread(), Some(digest(1)));
+    assert_eq!(index.next_unread(), None, "each is looked into once");
+}
+
+#[test]
+fn what_a_new_manifest_holds_is_in_use() {
+    let mut index = Index::default();
+    let file = Arc::new(tempfile::tempfile().unwrap());
+    for blob in 1..4 {
+        index.insert(digest(blob), stamp(1), &file, 0);
+    }
+    drop(file);
+    let turn = |index: &Index, blob| index.get(&digest(blob)).unwrap().turn;
+    let (shared, other) = (turn(&index, 1), turn(&index, 2));
+    index.refers(&digest(3), [digest(1), digest(9)].into());
+    let later = Instant::now() + 2 * IN_USE;
+    assert!(matches!(
+        index.take_idle(&digest(1), shared, later),
+        Taken::Busy
+    ));
+    assert!(matches!(
+        index.take_idle(&digest(2), other, later),
+        Taken::Out { .. }
+    ));
 }

@@ -128,6 +128,7 @@ async fn nothing_is_forgotten_between_memory_and_file() {
     let dir = Dir::new();
     let links = Links {
         shelf: Shelf::new(dir.layout(), dir.faults(), Arc::default(), 0),
+        pins: dir.pins(),
     };
     let here = repository("docker.io/library/a");
     links.add_link(&here, &digest(1), None).await;

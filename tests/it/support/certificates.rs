@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
 
 /// PEM files in a directory.
 #[derive(Debug)]
 pub struct Certificates {
+    issuer: CertifiedIssuer<'static, KeyPair>,
     /// The authority's own certificate.
     pub authority: String,
     pub authority_file: PathBuf,
@@ -44,6 +48,24 @@ impl Certificates {
             authority_file: write("authority/ca.crt", &issuer.pem()),
             key: write("tls.key", &key.serialize_pem()),
             certificate: write("tls.crt", &certificate.pem()),
+            issuer,
         }
+    }
+
+    /// A client's certificate and key (PEM) with these attributes, `CN` and `O`, as its subject.
+    pub fn client(&self, subject: &[(&str, &str)]) -> (String, String) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        for (name, value) in subject {
+            let kind = match *name {
+                "CN" => DnType::CommonName,
+                "O" => DnType::OrganizationName,
+                other => panic!("no attribute {other}"),
+            };
+            params.distinguished_name.push(kind, *value);
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
     }
 }

@@ -3,13 +3,15 @@
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use portcullis::oci::Digest;
-use rustls::pki_types::ServerName;
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, StreamOwned};
 use serde_json::Value;
 
 use super::PATIENCE;
@@ -17,6 +19,8 @@ use super::PATIENCE;
 #[derive(Clone, Debug)]
 pub struct Client {
     address: SocketAddr,
+    /// Where it comes from, when that matters.
+    from: Option<Ipv4Addr>,
     tls: Option<Arc<ClientConfig>>,
 }
 
@@ -67,30 +71,45 @@ impl<T: Read + Write + Send> Stream for T {}
 
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
-        Client { address, tls: None }
+        Client {
+            address,
+            from: None,
+            tls: None,
+        }
+    }
+
+    /// The same from another address of this machine: all of 127.0.0.0/8 are.
+    pub fn from(self, address: Ipv4Addr) -> Self {
+        Client {
+            from: Some(address),
+            ..self
+        }
     }
 
     /// Trusts only the authority in the given PEM text.
     pub fn trusting(address: SocketAddr, authority: &str) -> Self {
-        let mut roots = RootCertStore::empty();
-        let pem = authority.as_bytes();
-        roots
-            .add(rustls::pki_types::CertificateDer::from_pem_slice(pem).unwrap())
-            .unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         Client {
-            address,
-            tls: Some(Arc::new(config)),
+            tls: Some(Arc::new(trusting(authority).with_no_client_auth())),
+            ..Client::new(address)
+        }
+    }
+
+    /// The same with a certificate of its own (PEM).
+    pub fn presenting(self, certificate: &str, key: &str, authority: &str) -> Self {
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        let config = trusting(authority).with_client_auth_cert(vec![certificate], key);
+        Client {
+            tls: Some(Arc::new(config.unwrap())),
+            ..self
         }
     }
 
     pub fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        let stream = TcpStream::connect(self.address)?;
+        let stream = match self.from {
+            None => TcpStream::connect(self.address)?,
+            Some(from) => connect_from(from, self.address)?,
+        };
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
@@ -155,6 +174,24 @@ impl Client {
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8_lossy(&answer).into_owned()
     }
+}
+
+fn trusting(authority: &str) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_slice(authority.as_bytes()).unwrap();
+    roots.add(authority).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+}
+
+fn connect_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&socket, &SocketAddr::from((from, 0)))?;
+    connect(&socket, &to)?;
+    Ok(socket.into())
 }
 
 // === impl Answer ===

@@ -12,7 +12,7 @@ pub mod stores;
 pub mod upstream;
 pub mod wire;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long anything may take before it counts as never happening.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,4 +23,13 @@ pub const MIB: usize = 1024 * KIB;
 /// Where the proxy has what the upstream has at `/v2/{rest}`.
 pub fn at(rest: &str) -> String {
     format!("/v2/registry.example/{rest}")
+}
+
+/// Waits until it is so.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

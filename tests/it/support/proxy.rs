@@ -57,11 +57,7 @@ impl Setup {
 
     /// `registry.example` is at `endpoint`, and everything in it is allowed.
     pub fn registry_at(endpoint: &str) -> Self {
-        Setup::default()
-            .section(
-                "server",
-                "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"",
-            )
+        Setup::listening()
             .registry("registry.example", endpoint)
             .rules(
                 r#"
@@ -71,6 +67,14 @@ impl Setup {
                 effect = "allow"
                 "#,
             )
+    }
+
+    /// Only addresses: nothing is configured yet.
+    pub fn listening() -> Self {
+        Setup::default().section(
+            "server",
+            "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"",
+        )
     }
 
     /// One more registry.
@@ -253,6 +257,16 @@ impl Proxy {
         programs::run(command(&config, arguments).current_dir(self.directory()))
     }
 
+    /// A sample of `/metrics` by name and labels; 0 while it is not there.
+    pub fn metric(&self, sample: &str) -> i64 {
+        let text = Client::new(self.admin).get("/metrics").assert(200).body;
+        let text = String::from_utf8(text).unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line.map_or(0, |value| value.parse().unwrap())
+    }
+
     // --- its life ---
 
     pub fn kill9(&mut self) {
@@ -295,6 +309,13 @@ impl Proxy {
         self.setup = change(self.setup.clone());
         (self.child, self.logs) = spawn(&self.setup, self.directory.path());
         (self.address, self.admin) = self.logs.listening();
+    }
+
+    /// Changes the configuration file under the running program.
+    pub fn configure(&mut self, change: impl FnOnce(Setup) -> Setup) {
+        self.setup = change(self.setup.clone());
+        let text = self.setup.text(&self.store());
+        std::fs::write(self.directory().join("portcullis.toml"), text).unwrap();
     }
 
     pub fn logs(&self) -> &Logs {

@@ -1,0 +1,85 @@
+//! Tags that answer only with what they have been seen with for a while (`min_age`).
+//!
+//! What the upstream names is asked for and noted as ever, so that its time begins to run; only the
+//! answer is an older digest, or a refusal that says when there will be one. Times are our own:
+//! those inside an image are whatever its maker wrote there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::access::Access;
+use super::manifest::{Accept, ManifestAnswer, now};
+use super::{Cache, CacheError};
+use crate::oci::Tag;
+use crate::store::{TagEntry, Variant};
+
+impl Cache {
+    /// What the tag points to, or did long enough.
+    pub(super) async fn settled(
+        self: &Arc<Self>,
+        access: &Access,
+        tag: &Tag,
+        accept: &Accept<'_>,
+        variant: Variant,
+    ) -> Result<ManifestAnswer, CacheError> {
+        let answer = self.current(access, tag, accept, variant).await?;
+        let Some(obligation) = access.obligation() else {
+            return Ok(answer);
+        };
+        let record = self.store.tags.get(access.repository(), tag).await;
+        let entries = record
+            .as_deref()
+            .map_or(&[][..], |record| record.entries(variant));
+        match old_enough(entries, obligation.min_age, now()) {
+            Ok(entry) if entry.digest == *answer.manifest.digest() => Ok(answer),
+            Ok(entry) => self.manifest_by_digest(access, &entry.digest, &[]).await,
+            Err(from) => {
+                let from = Timestamp::from_second(from).unwrap_or(Timestamp::MAX);
+                Err(CacheError::Denied(Arc::new(obligation.refusal(from))))
+            }
+        }
+    }
+}
+
+/// The newest entry that was first seen longer ago than `age`, or the time from which there will
+/// be one. Times are unix seconds, entries are newest last.
+fn old_enough(entries: &[TagEntry], age: Duration, now: i64) -> Result<&TagEntry, i64> {
+    let age = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+    let from = |entry: &TagEntry| entry.first_seen.saturating_add(age);
+    let old = entries.iter().rev().find(|entry| from(entry) <= now);
+    old.ok_or_else(|| entries.iter().map(from).min().unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{Digest, MediaType};
+
+    fn entry(name: &str, first_seen: i64) -> TagEntry {
+        let media_type = MediaType::parse("application/json").unwrap();
+        TagEntry::new(Digest::sha256(name.as_bytes()), media_type, 1, first_seen)
+    }
+
+    #[test]
+    fn the_newest_that_is_old_enough() {
+        let day = 24 * 60 * 60;
+        let age = Duration::from_hours(72);
+        let entries = [
+            entry("moved back and forth", 9 * day),
+            entry("old", day),
+            entry("less old", 2 * day),
+            entry("new", 4 * day),
+        ];
+        let at = |now: i64| old_enough(&entries, age, now).map(|entry| entry.first_seen / day);
+        assert_eq!(at(4 * day - 1), Err(4 * day));
+        assert_eq!(at(4 * day), Ok(1));
+        assert_eq!(at(5 * day), Ok(2));
+        assert_eq!(at(7 * day - 1), Ok(2));
+        assert_eq!(at(7 * day), Ok(4));
+        assert_eq!(at(99 * day), Ok(4));
+        assert_eq!(old_enough(&entries, Duration::MAX, day), Err(i64::MAX));
+        assert_eq!(old_enough(&[], age, day), Err(i64::MAX));
+    }
+}
