@@ -19,7 +19,7 @@ use crate::fill::{Fills, Near};
 use crate::policy;
 use crate::server::control::Control;
 use crate::server::{Limits, Server};
-use crate::store::{Claims, Shared, Store, StoreError, object};
+use crate::store::{Claims, Shared, Store, StoreError, object, prune};
 use crate::telemetry::Metrics;
 use crate::upstream::{PeerKey, Peers, Upstreams, store_client};
 use reload::Reload;
@@ -120,7 +120,11 @@ impl Engine {
             None => None,
         };
         if let (Some(shared), Some(config)) = (shared.clone(), &config.store.shared) {
-            tracker.spawn(greet(shared, config.url.clone()));
+            tracker.spawn(greet(Arc::clone(&shared), config.url.clone()));
+            if role == Role::Server {
+                let prune = prune::run(shared, config.prune_older_than, background.clone());
+                tracker.spawn(prune);
+            }
         }
         let (store, upstreams, replicas) = {
             let (config, metrics) = (config.clone(), Arc::clone(&metrics));

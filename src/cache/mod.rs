@@ -217,6 +217,9 @@ impl Cache {
             Reference::Tag(tag) => self.manifest_by_tag(&access, tag, accept).await,
             Reference::Digest(digest) => self.manifest_by_digest(&access, digest, accept).await,
         }?;
+        if let Some(shared) = &self.store.shared {
+            shared.used.note(answer.manifest.digest());
+        }
         // Once for an image: its blobs follow from its manifest.
         if let Some(audit) = access.audit() {
             self.note_audit(audit);

@@ -41,6 +41,7 @@ mod open;
 mod order;
 pub mod pins;
 mod present;
+pub mod prune;
 mod publish;
 mod records;
 mod shelf;
@@ -51,6 +52,7 @@ mod tests;
 mod tier;
 mod upkeep;
 mod uploads;
+pub mod used;
 
 use std::fs::File;
 use std::ops::Range;

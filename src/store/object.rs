@@ -44,6 +44,7 @@ pub use connect::{ConnectError, open};
 pub use keys::{Name, Tree};
 
 use super::files::{lock, unix_now};
+use super::used::Used;
 use crate::oci::Digest;
 use keys::{Keys, digest_of};
 
@@ -77,6 +78,8 @@ pub struct Shared {
     keys: Keys,
     bodies: Arc<Semaphore>,
     health: Mutex<Health>,
+    /// What this replica answers with, so that no replica prunes it.
+    pub used: Used,
 }
 
 /// A state of a small object: what a change must still find there. On S3 the same bytes are the
@@ -162,6 +165,7 @@ impl Shared {
             keys: Keys::new(prefix),
             bodies: Arc::new(Semaphore::new(BODIES)),
             health: Mutex::default(),
+            used: Used::default(),
         }
     }
 
@@ -467,6 +471,12 @@ impl Shared {
         }
     }
 
+    /// Where a blob is, or would be.
+    #[must_use]
+    pub fn name_of(&self, digest: &Digest) -> String {
+        self.keys.blob(digest).into()
+    }
+
     pub async fn delete_blob(&self, digest: &Digest) -> Result<(), SharedError> {
         let path = self.keys.blob(digest);
         self.remove(&path).await
@@ -586,6 +596,11 @@ impl Listed {
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
         digest_of(&self.path)
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.path.as_ref()
     }
 
     /// The last part of its name.

@@ -124,6 +124,20 @@ impl TagRecord {
         self.variants.get(&variant).map_or(&[], Vec::as_slice)
     }
 
+    /// What the upstream has named since `since` (unix seconds), and what it named last if it was
+    /// asked since then.
+    pub fn since(&self, since: i64) -> impl Iterator<Item = &TagEntry> {
+        let asked = self.checked >= since;
+        self.variants.values().flat_map(move |entries| {
+            let last = entries.len().saturating_sub(1);
+            let counts = move |(at, entry): (usize, _)| {
+                let entry: &TagEntry = entry;
+                (entry.last_seen >= since || (asked && at == last)).then_some(entry)
+            };
+            entries.iter().enumerate().filter_map(counts)
+        })
+    }
+
     /// What two replicas know together: the union by digest, first seen when either saw it first,
     /// last seen and checked when either did last. Commutative, associative and idempotent, so
     /// replicas that have exchanged their records agree. May hold more than 64 entries.

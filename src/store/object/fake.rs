@@ -15,7 +15,8 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result,
 };
 
 use crate::store::files::{lock, unix_now};
@@ -57,6 +58,12 @@ impl Fake {
     /// From now on the object was changed so long ago.
     pub(crate) fn age(&self, path: &str, seconds: i64) {
         lock(&self.ages).insert(Path::from(path), seconds);
+    }
+
+    /// Writes past whoever uses it.
+    pub(crate) async fn put(&self, path: &str, text: &'static str) {
+        let put = self.inner.put(&Path::from(path), text.into()).await;
+        put.unwrap();
     }
 
     /// All names, in order.

@@ -5,7 +5,7 @@
 //! v1/blobs/<algorithm>/<2 hex>/<hex>
 //! v1/repos/<registry>/<repository>/_tags/<tag>.json  _links/<hex>  _led/<hex>
 //! v1/claims/<hex>  v1/pins/<sha256 of image>.json  v1/quarantine/<hex>-<unix seconds>
-//! v1/used/<day>-<replica>
+//! v1/used/<day>-<replica>  v1/pruned
 //! ```
 //!
 //! sha256 and sha512 differ in length, so a hex says which it is.
@@ -26,6 +26,8 @@ pub enum Name<'a> {
     Pin(&'a str),
     /// `<day>-<replica>`.
     Used(&'a str),
+    /// When the last prune began, so that only one replica does it.
+    Pruned,
 }
 
 /// Objects that can be listed.
@@ -89,6 +91,7 @@ impl Keys {
             Name::Claim(digest) => self.tree(Tree::Claims).join(digest.hex()),
             Name::Pin(hash) => self.tree(Tree::Pins).join(format!("{hash}.json")),
             Name::Used(name) => self.tree(Tree::Used).join(name),
+            Name::Pruned => self.root.clone().join("pruned"),
         }
     }
 
