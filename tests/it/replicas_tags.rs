@@ -232,6 +232,38 @@ fn what_was_verified_while_the_store_was_away_arrives_later() {
     }
 }
 
+/// Nothing answers, nothing refuses: the worst way to be away.
+#[test]
+fn a_store_that_swallows_requests_costs_seconds_and_only_once() {
+    let upstream = Upstream::start();
+    let mut azurite = Azurite::own();
+    let fleet = Fleet::new(&upstream, &azurite);
+    let a = fleet.start();
+    let tags: Vec<_> = (0..6)
+        .map(|number| {
+            let manifest = Manifest::unique();
+            let repository = format!("demo/app{number}");
+            upstream.manifest(&repository, "1", &manifest);
+            (at(&format!("{repository}/manifests/1")), manifest)
+        })
+        .collect();
+    azurite.suspend();
+    let started = Instant::now();
+    for (path, manifest) in &tags {
+        a.get(path).assert_whole(&manifest.bytes);
+    }
+    // Each alone would wait 3 s for every look there.
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    for (path, manifest) in &tags {
+        a.get(path).assert_whole(&manifest.bytes);
+    }
+    azurite.resume();
+    let digests = tags.iter().map(|(_, manifest)| manifest.digest().hex());
+    fleet.wait_for(&digests.collect::<Vec<_>>());
+    fleet.container.check();
+}
+
 #[test]
 fn clients_in_the_networks_are_sent_to_the_store() {
     let upstream = Upstream::start();
