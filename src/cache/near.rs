@@ -265,20 +265,26 @@ impl Near for Nearby {
 }
 
 /// Waits until the claim is free or has another holder; false when `holder` shows that it lives,
-/// and only we cannot reach it.
+/// and only we cannot reach it. One renewal shows nothing: it may have been on its way when its
+/// sender died.
 async fn fallen_silent(
     claims: &Claims,
     digest: &Digest,
     holder: &Holder,
 ) -> Result<bool, SharedError> {
-    loop {
+    let mut last = holder.clone();
+    let mut renewals = 0;
+    while renewals < 2 {
         sleep(LOOK).await;
         match claims.look(digest).await? {
-            Some((now, false)) if now == *holder => {}
-            Some((now, false)) => return Ok(now.replica != holder.replica),
-            Some((_, true)) | None => return Ok(true),
+            Some((now, false)) if now.replica == last.replica => {
+                renewals += u32::from(now != last);
+                last = now;
+            }
+            Some(_) | None => return Ok(true),
         }
     }
+    Ok(false)
 }
 
 /// A replica that was started again is another one.

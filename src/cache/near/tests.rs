@@ -131,7 +131,7 @@ async fn who_lost_a_living_holder_goes_to_the_upstream() {
     let started = Instant::now();
     let nearest = b.locate(&digest(), LARGE, &[failed]).await;
     assert!(nearest.source.is_none() && nearest.vigil.is_none());
-    assert!(started.elapsed() <= Duration::from_secs(4));
+    assert!(started.elapsed() <= Duration::from_secs(6));
     drop(holder);
 }
 
