@@ -10,12 +10,9 @@ use super::manifest::now;
 use crate::oci::{Digest, Image, Platform, Reference};
 use crate::policy::{InvalidPattern, Pattern};
 use crate::store::catalog::{Catalog, Name};
-use crate::store::keep::{PinError, Why};
+use crate::store::keep::{PINNING, PinError, Why};
 use crate::store::pins::{ImagePin, PatternPin};
 use crate::store::{Store, StoreError, TagEntry, Variant};
-
-/// Why the parts of an image that is being pinned are held.
-const PINNING: &str = "a pin under way";
 
 /// Why an operator's wish was not granted.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +65,7 @@ impl Cache {
     }
 
     /// Makes an image whole and pins it. When this returns, the pin would survive a power loss.
-    /// Cancel-safe: what was fetched stays in the cache, and nothing is pinned.
+    /// Cancel-safe: what was fetched stays in the cache, and the pin is there whole or not at all.
     pub async fn pin(
         self: &Arc<Self>,
         image: &Image,

@@ -155,12 +155,8 @@ impl Disk {
         let result = by(&path).or_else(|_| std::fs::remove_file(&path));
         // Wherever the file is now, it is no blob.
         let entry = self.with_index(|index| index.remove(digest));
-        self.note_gone(
-            entry
-                .map(|entry| entry.gone(*digest, reason))
-                .into_iter()
-                .collect(),
-        );
+        let gone = entry.map(|entry| entry.gone(*digest, reason));
+        self.note_gone(gone.into_iter().collect());
         if let Err(source) = result {
             self.faults.note(&StoreError::Io {
                 what: format!("take away {digest}"),

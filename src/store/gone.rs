@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::sync::Mutex;
 
 use super::StoreError;
-use super::files::{Change, found, lock};
+use super::files::{Change, Faults, found, lock};
 use super::layout::Layout;
 use crate::oci::Digest;
 
@@ -69,12 +69,12 @@ struct State {
 // === impl Departures ===
 
 impl Departures {
-    /// Reads the file. Blocks.
-    pub(super) fn load(layout: &Layout) -> Result<Self, StoreError> {
+    /// Reads the file; without it there are no explanations, and nothing else is wrong. Blocks.
+    pub(super) fn load(layout: &Layout, faults: &Faults) -> Self {
         let path = layout.gone();
         let what = format!("read {}", path.display());
-        let bytes = found(std::fs::read(&path)).map_err(StoreError::io(what))?;
-        let bytes = bytes.unwrap_or_default();
+        let bytes = found(std::fs::read(&path)).map_err(StoreError::io(what));
+        let bytes = faults.noted(bytes).ok().flatten().unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let mut state = State::default();
         for line in text.lines() {
@@ -83,10 +83,10 @@ impl Departures {
             state.recent.extend(line.parse::<Gone>());
         }
         state.trim();
-        Ok(Departures {
+        Departures {
             layout: layout.clone(),
             state: Mutex::new(state),
-        })
+        }
     }
 
     /// Remembers and writes. Blocks.
@@ -190,6 +190,7 @@ impl FromStr for Gone {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::Dir;
     use super::*;
 
     fn gone(number: u64, reason: Reason) -> Gone {
@@ -221,10 +222,9 @@ mod tests {
 
     #[test]
     fn the_latest_are_remembered_and_the_file_stays_bounded() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(dir.path());
-        std::fs::create_dir_all(layout.spool()).unwrap();
-        let departures = Departures::load(&layout).unwrap();
+        let dir = Dir::new();
+        let layout = dir.layout();
+        let departures = Departures::load(&layout, &dir.faults());
         let most = MOST as u64;
         for start in (0..4 * most).step_by(500) {
             let batch = (start..start + 500).map(|number| gone(number, Reason::Full));
@@ -239,7 +239,7 @@ mod tests {
             .count();
         assert!((MOST..=2 * MOST).contains(&lines), "{lines} lines");
 
-        let departures = Departures::load(&layout).unwrap();
+        let departures = Departures::load(&layout, &dir.faults());
         let newest = Digest::sha256(&(4 * most - 1).to_le_bytes());
         let reasons: Vec<_> = departures
             .of(&newest)

@@ -16,8 +16,11 @@ use super::files::{blocking, found, lock, sync_dir};
 use super::gone::{Gone, Reason};
 use super::order::Order;
 use super::pins::{ImagePin, PatternPin};
-use super::{Store, StoreError};
+use super::{Hold, Store, StoreError};
 use crate::oci::{Digest, Reference, Repository};
+
+/// Why the parts of an image that is being pinned are held.
+pub const PINNING: &str = "a pin under way";
 
 /// Why something was not pinned.
 #[derive(Debug, thiserror::Error)]
@@ -93,14 +96,17 @@ impl Store {
         Ok(())
     }
 
-    /// Pins an image whose closure is here and held by the caller. When this returns, the pin
-    /// would survive a power loss. `name` is the image.
+    /// Pins an image whose closure is here. When this returns, the pin would survive a power loss.
+    /// `name` is the image. Once the disk is at work the pin comes, even if the caller goes away.
     ///
     /// # Errors
     /// When it is not whole or would not fit; nothing is pinned then.
     pub async fn pin_image(&self, name: &Name, pin: ImagePin) -> Result<(), PinError> {
         self.check_size(&pin)?;
         let digests: Vec<Digest> = pin.closure.iter().map(|blob| blob.digest).collect();
+        // Ours, because the caller may go away while the disk is at work.
+        let hold = |digest| self.disk.hold(digest, PINNING);
+        let holds: Vec<Hold> = digests.iter().map(hold).collect();
         for digest in &digests {
             if self.disk.open_blob(digest).await?.is_none() {
                 return Err(PinError::Missing(*digest));
@@ -110,6 +116,7 @@ impl Store {
         self.tags.flush().await;
         let (disk, name) = (Arc::clone(&self.disk), name.clone());
         let pinned = blocking(move || {
+            let _holds = holds;
             if let Some(missing) = disk.first_unlinked(&name.repository, &digests) {
                 return Ok(Err(PinError::Unlinked(missing)));
             }

