@@ -17,6 +17,8 @@ use crate::upstream::Upstream;
 /// into a store or asks an upstream wants one.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
+    /// The one of this request, whatever is loaded meanwhile.
+    policy: Arc<Engine>,
     /// Where policy sends the request, which may be another place than the client named.
     target: Target,
     upstream: Option<Arc<Upstream>>,
@@ -74,7 +76,6 @@ impl Cache {
             repository: repository.clone(),
             reference: reference.cloned(),
         };
-        // One policy for the whole of a request, whatever is loaded meanwhile.
         let policy = self.policy.load_full();
         let mut decision = policy.evaluate(&target, client);
         if let Some(digest) = reference.and_then(Reference::digest)
@@ -95,6 +96,7 @@ impl Cache {
             return Err(CacheError::NotServed(registry.clone()));
         }
         Ok(Access {
+            policy,
             target: decision.target,
             upstream,
             obligation: decision.obligation,
@@ -143,10 +145,29 @@ impl Cache {
         audited
     }
 
+    /// Whether a tag may answer this digest: rules that name it are about it, whoever led there.
+    pub(super) fn admit(
+        &self,
+        access: &Access,
+        client: &Client,
+        digest: &Digest,
+    ) -> Result<(), CacheError> {
+        let target = Target {
+            repository: access.repository().clone(),
+            reference: Some(Reference::Digest(*digest)),
+        };
+        let decision = access.policy.evaluate(&target, client);
+        // Where tags are allowed there is a way, and this one was allowed.
+        if decision.effect == Effect::Deny && decision.if_led.is_empty() {
+            return Err(self.refuse(&target, decision));
+        }
+        Ok(())
+    }
+
     /// An image is served that policy would rather not see.
     pub(super) fn note_audit(&self, refusal: &Refusal) {
         let rule = refusal.rule.as_deref().unwrap_or_default();
-        tracing::warn!(rule, text = refusal.message, "audited");
+        tracing::info!(rule, text = refusal.message, "audited");
         count(&self.metrics.audits, rule);
     }
 

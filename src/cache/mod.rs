@@ -214,9 +214,13 @@ impl Cache {
     ) -> Result<ManifestAnswer, CacheError> {
         let access = self.enter(client, repository, Some(reference)).await?;
         let mut answer = match access.reference().unwrap_or(reference) {
-            Reference::Tag(tag) => self.manifest_by_tag(&access, tag, accept).await,
-            Reference::Digest(digest) => self.manifest_by_digest(&access, digest, accept).await,
-        }?;
+            Reference::Tag(tag) => {
+                let answer = self.manifest_by_tag(&access, tag, accept).await?;
+                self.admit(&access, client, answer.manifest.digest())?;
+                answer
+            }
+            Reference::Digest(digest) => self.manifest_by_digest(&access, digest, accept).await?,
+        };
         if let Some(shared) = &self.store.shared {
             shared.used.note(answer.manifest.digest());
         }

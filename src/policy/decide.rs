@@ -268,14 +268,16 @@ impl Decision {
         let reason = rule.and_then(|rule| rule.reason.clone());
         if self.effect == Effect::Deny {
             // A list of tags is there to find the allowed one in.
-            if self.target.reference.is_none()
-                && let Some(way) = self.if_led.pop()
-            {
-                self.target = way;
-                self.effect = Effect::Allow;
-                self.rule = None;
-                self.if_led.clear();
-                return self;
+            let ways = self.if_led.first().cloned();
+            if let Some(way) = ways.filter(|_| self.target.reference.is_none()) {
+                return Decision {
+                    effect: Effect::Allow,
+                    rule: None,
+                    target: way,
+                    rewrites: Vec::new(),
+                    if_led: Vec::new(),
+                    ..self
+                };
             }
             let why = match (reason, rule) {
                 (Some(reason), _) => reason,

@@ -170,7 +170,7 @@ impl Pattern {
             (Version::Digest(Some(this)), Some(Reference::Digest(digest))) if this == digest => {
                 Hit::Yes
             }
-            // A tag is judged as a tag: what it leads to is asked for by digest in its turn.
+            // A tag is judged as a tag: what it leads to is judged by digest in its turn.
             (_, Some(Reference::Tag(_))) => Hit::No,
             _ => Hit::Unsure,
         }

@@ -251,6 +251,31 @@ fn a_tag_can_be_allowed_and_its_digest_follows() {
     );
 }
 
+/// Docker, podman and skopeo get a manifest by its tag, and never ask for it by digest.
+#[test]
+fn a_digest_that_is_refused_is_not_to_be_had_by_tag() {
+    let upstream = Upstream::start();
+    let (bad, good) = (Manifest::unique(), Manifest::unique());
+    let rules = format!(
+        "[[policy.rules]]\nid = \"cve\"\nimages = [\"registry.example/demo/app@{}\"]\neffect = \"deny\"\n\
+         reason = \"this build leaks keys\"\n{ALLOW_ALL}",
+        bad.digest()
+    );
+    let proxy = Setup::new(&upstream)
+        .section("tags", "fresh_for = \"0s\"")
+        .rules(&rules)
+        .start();
+    upstream.manifest("demo/app", "1", &bad);
+    for path in ["1".to_owned(), bad.digest().to_string()] {
+        let reason = assert_denied(&proxy, &at(&format!("demo/app/manifests/{path}")));
+        assert!(reason.contains("this build leaks keys"), "{reason}");
+    }
+    upstream.manifest("demo/app", "1", &good);
+    proxy
+        .get(&at("demo/app/manifests/1"))
+        .assert_whole(&good.bytes);
+}
+
 /// The rest of the rules of a test: everything is allowed.
 const ALLOW_ALL: &str = r#"
 [[policy.rules]]
