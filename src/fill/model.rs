@@ -565,6 +565,37 @@ fn a_blob_that_is_nowhere_leaves_no_spool() {
     });
 }
 
+/// A kill between the last byte and the commit leaves a spool that lacks nothing; a client whose
+/// source has yet to say yes must not wait for ever for a question that nobody asks.
+#[test]
+fn a_spool_that_lacks_nothing_still_proves_its_source() {
+    for size in [0, 1, 100_000] {
+        paused().block_on(async {
+            let case = plain_case(size, vec![Manner::Honest]);
+            let (dir, content) = (tempfile::tempdir().unwrap(), content(size));
+            let digest = Digest::sha256(&content);
+            let process = Process::start(dir.path(), &case, None);
+            let (spool, _) = process.store.disk.spool(&digest).await.unwrap();
+            spool.note_total(size as u64);
+            spool.write(0, &[content.clone().into()]).unwrap();
+            spool.flush().unwrap();
+            drop(spool);
+            let source = Arc::new(Fake::new("source".into(), Manner::Honest, &content, &case));
+            let fake = Arc::clone(&source);
+            let got = visit(&process, digest, source, &case.visits[0], size as u64).await;
+            assert!(
+                matches!(&got, Got::All(bytes) if *bytes == content),
+                "{got:?}"
+            );
+            assert!(
+                fake.sent.load(Ordering::SeqCst) <= 1,
+                "all but one byte was here"
+            );
+            process.end().await;
+        });
+    }
+}
+
 #[test]
 fn another_source_goes_on_where_one_is_gone() {
     let mut case = plain_case(1_000_000, vec![Manner::Gone, Manner::Honest]);

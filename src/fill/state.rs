@@ -160,6 +160,14 @@ impl State {
             self.map.insert(range, Origin::Restored);
         }
         self.spool = Some(spool);
+        // A reader whose source is not proved waits for that source's answer: something must be
+        // left to ask it for.
+        if self.is_complete() && !self.sources.iter().any(|entry| entry.proved) {
+            match self.total.and_then(|total| total.checked_sub(1)) {
+                Some(last) => self.map.remove(last..last + 1),
+                None => self.total = None,
+            }
+        }
     }
 
     /// What an earlier process left is not of this blob's size.
