@@ -252,14 +252,18 @@ impl Near for Nearby {
         let limit = if lost_a_peer { PATIENCE } else { ASK };
         match timeout(limit, self.find(digest, size, failed)).await {
             Ok(found) => self.nearest(digest, found, failed),
-            Err(_) => Nearest {
-                source: None,
-                vigil: Some(Arc::new(Late {
+            Err(_) => {
+                tracing::info!(%digest, "the shared store is slow: asking the upstream meanwhile");
+                let late = Late {
                     nearby: self.clone(),
                     digest: *digest,
                     found: Mutex::new(Found::Nothing),
-                })),
-            },
+                };
+                Nearest {
+                    source: None,
+                    vigil: Some(Arc::new(late)),
+                }
+            }
         }
     }
 }

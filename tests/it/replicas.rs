@@ -74,6 +74,13 @@ impl<const N: usize> Fleet<N> {
         })
     }
 
+    /// Whether the store took longer to answer than a pull waits. On a busy machine Azurite does,
+    /// and then replicas rightly ask the upstream beside each other.
+    fn store_was_slow(&self) -> bool {
+        let slow = |replica: &Proxy| replica.logs().text().contains("the shared store is slow");
+        self.replicas.iter().any(slow)
+    }
+
     fn wait_until_no_claim_is_left(&self) {
         let deadline = Instant::now() + PATIENCE;
         while let Some(name) = self.container.names("/v1/claims/").first() {
@@ -117,8 +124,20 @@ fn assert_all(shares: &[Share], bytes: &[u8], whose: &str) {
     }
 }
 
+/// Plays `scene` until the store was fast enough for it to show what it is about.
+fn with_a_fast_store(scene: impl Fn() -> bool) {
+    assert!(
+        (0..5).any(|_| scene()),
+        "Azurite never answers within 250 ms"
+    );
+}
+
 #[test]
 fn three_replicas_fetch_a_cold_blob_once() {
+    with_a_fast_store(three_replicas);
+}
+
+fn three_replicas() -> bool {
     let upstream = Upstream::start();
     upstream.rate(50_000_000);
     let fleet = Fleet::<3>::start(&upstream);
@@ -129,15 +148,23 @@ fn three_replicas_fetch_a_cold_blob_once() {
     let direct = Duration::from_micros(bytes.len() as u64 / 50);
     eprintln!("slowest of 30 clients: {slowest:?}; one direct connection: {direct:?}");
     let sent = upstream.sent(digest);
-    assert_eq!(sent, bytes.len() as u64, "{:?}", upstream.seen(digest));
     for replica in &fleet.replicas {
         replica.wait_until_stored(&digest);
     }
     fleet.wait_until_no_claim_is_left();
+    if fleet.store_was_slow() {
+        return false;
+    }
+    assert_eq!(sent, bytes.len() as u64, "{:?}", upstream.seen(digest));
+    true
 }
 
 #[test]
 fn a_killed_holder_costs_seconds_and_no_pull() {
+    with_a_fast_store(a_killed_holder);
+}
+
+fn a_killed_holder() -> bool {
     let upstream = Upstream::start();
     upstream.rate(20_000_000);
     let mut fleet = Fleet::<3>::start(&upstream);
@@ -154,17 +181,23 @@ fn a_killed_holder_costs_seconds_and_no_pull() {
     let slowest = shares.concat().iter().map(|share| share.done).max();
     let sent = share_of(&bytes, upstream.sent(digest));
     eprintln!("slowest client: {slowest:?}; {sent} % from the upstream");
-    assert!(sent <= 105, "{sent} % from the upstream");
+    let slow = fleet.store_was_slow();
+    assert!(slow || sent <= 105, "{sent} % from the upstream");
     // What the killed one had is on its disk, and it need not ask for the rest.
     fleet.replicas[holder].wait();
     fleet.replicas[holder].start_again();
     fleet.replicas[holder].get(&path).assert_whole(&bytes);
     fleet.wait_until_no_claim_is_left();
+    !slow
 }
 
 /// It wakes up, finds its claim taken, and follows who has it.
 #[test]
 fn a_stopped_holder_follows_its_successor() {
+    with_a_fast_store(a_stopped_holder);
+}
+
+fn a_stopped_holder() -> bool {
     let upstream = Upstream::start();
     let fleet = Fleet::<2>::start(&upstream);
     let (bytes, digest, path) = blob(&upstream, 64 * MIB);
@@ -175,6 +208,10 @@ fn a_stopped_holder_follows_its_successor() {
     let mut second = fleet.replicas[1].open(&path);
     assert!(second.take(MIB) == bytes[..MIB]);
     gate.reached();
+    if fleet.store_was_slow() {
+        gate.open();
+        return false;
+    }
     fleet.replicas[0].signal(Signal::STOP);
     let deadline = Instant::now() + PATIENCE;
     while fleet.holder(&digest) == 0 {
@@ -192,12 +229,18 @@ fn a_stopped_holder_follows_its_successor() {
     }
     let sent = share_of(&bytes, upstream.sent(digest));
     // What stood at the gate for the first has left in part before its connection was found closed.
-    assert!(sent < 140, "{sent} % from the upstream");
+    let slow = fleet.store_was_slow();
+    assert!(slow || sent < 140, "{sent} % from the upstream");
     fleet.wait_until_no_claim_is_left();
+    !slow
 }
 
 #[test]
 fn what_is_in_the_shared_store_comes_from_there() {
+    with_a_fast_store(from_the_shared_store);
+}
+
+fn from_the_shared_store() -> bool {
     let upstream = Upstream::start();
     let fleet = Fleet::<1>::start(&upstream);
     for len in [100, 3 * MIB, 20 * MIB] {
@@ -205,6 +248,9 @@ fn what_is_in_the_shared_store_comes_from_there() {
         fleet.container.write(&in_store(&digest), bytes.clone());
         fleet.replicas[0].get(&path).assert_whole(&bytes);
         fleet.replicas[0].wait_until_stored(&digest);
+        if fleet.store_was_slow() {
+            return false;
+        }
         assert_eq!(upstream.sent(digest), 0);
         let asked = upstream.seen(digest);
         let methods: Vec<_> = asked
@@ -214,6 +260,7 @@ fn what_is_in_the_shared_store_comes_from_there() {
         assert_eq!(methods, ["HEAD"], "only its right to it is asked for");
     }
     fleet.wait_until_no_claim_is_left();
+    true
 }
 
 #[test]
@@ -235,6 +282,10 @@ fn who_has_no_right_to_a_blob_moves_none_of_it() {
 
 #[test]
 fn a_flipped_byte_in_the_shared_store_is_never_served_complete() {
+    with_a_fast_store(a_flipped_byte);
+}
+
+fn a_flipped_byte() -> bool {
     let upstream = Upstream::start();
     let fleet = Fleet::<1>::start(&upstream);
     for (len, wrong) in [(40_000, 7), (20 * MIB, 0), (20 * MIB, 20 * MIB - 1)] {
@@ -249,6 +300,9 @@ fn a_flipped_byte_in_the_shared_store_is_never_served_complete() {
         );
         fleet.replicas[0].wait_until_stored(&digest);
         fleet.replicas[0].get(&path).assert_whole(&bytes);
+        if fleet.store_was_slow() {
+            return false;
+        }
         assert_eq!(
             upstream.sent(digest),
             bytes.len() as u64,
@@ -261,11 +315,16 @@ fn a_flipped_byte_in_the_shared_store_is_never_served_complete() {
             thread::sleep(Duration::from_millis(50));
         }
     }
+    true
 }
 
 /// Larger than the disk may hold: it passes through, from near as from far.
 #[test]
 fn a_large_layer_flows_from_the_shared_store_through_a_small_disk() {
+    with_a_fast_store(a_large_layer);
+}
+
+fn a_large_layer() -> bool {
     let upstream = Upstream::start();
     let fleet = Fleet::<1>::start_with(&upstream, |setup| {
         setup.section("store", "max_size = \"16MiB\"")
@@ -273,7 +332,9 @@ fn a_large_layer_flows_from_the_shared_store_through_a_small_disk() {
     let (bytes, digest, path) = blob(&upstream, 100 * MIB);
     fleet.container.write(&in_store(&digest), bytes.clone());
     fleet.replicas[0].get(&path).assert_whole(&bytes);
-    assert_eq!(upstream.sent(digest), 0);
+    let slow = fleet.store_was_slow();
+    assert!(slow || upstream.sent(digest) == 0);
+    !slow
 }
 
 /// Who is no replica gets nothing by saying so.
