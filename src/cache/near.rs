@@ -250,20 +250,18 @@ impl Near for Nearby {
         // Only who has lost a peer has to wait for what becomes of it.
         let lost_a_peer = failed.iter().any(|name| name != SHARED);
         let limit = if lost_a_peer { PATIENCE } else { ASK };
-        match timeout(limit, self.find(digest, size, failed)).await {
-            Ok(found) => self.nearest(digest, found, failed),
-            Err(_) => {
-                tracing::info!(%digest, "the shared store is slow: asking the upstream meanwhile");
-                let late = Late {
-                    nearby: self.clone(),
-                    digest: *digest,
-                    found: Mutex::new(Found::Nothing),
-                };
-                Nearest {
-                    source: None,
-                    vigil: Some(Arc::new(late)),
-                }
-            }
+        if let Ok(found) = timeout(limit, self.find(digest, size, failed)).await {
+            return self.nearest(digest, found, failed);
+        }
+        tracing::info!(%digest, "the shared store is slow: asking the upstream meanwhile");
+        let late = Late {
+            nearby: self.clone(),
+            digest: *digest,
+            found: Mutex::new(Found::Nothing),
+        };
+        Nearest {
+            source: None,
+            vigil: Some(Arc::new(late)),
         }
     }
 }
