@@ -282,7 +282,7 @@ fn clients_in_the_networks_are_sent_to_the_store() {
     let elsewhere = networks(fleet.setup.clone(), "10.0.0.0/8").start();
     elsewhere.get(&path).assert_whole(&bytes);
     let redirecting = networks(fleet.setup.clone(), "127.0.0.0/8")
-        .rules(&format!("{ONE_TAG}\n{}", ALL_BUT_SECRET))
+        .rules(&format!("{ONE_TAG}\n{ALL_BUT_SECRET}"))
         .start();
     let answer = redirecting.get(&path).assert(307);
     let location = answer.header("location").unwrap().to_owned();
