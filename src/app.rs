@@ -11,15 +11,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, Cache, Fleet, Nearby};
 use crate::config::{Config, Source};
-use crate::fill::Fills;
-use crate::policy::Engine;
+use crate::fill::{Fills, Near};
+use crate::policy;
+use crate::server::control::Control;
 use crate::server::{Limits, Server};
-use crate::store::{Shared, Store, StoreError, object, prune};
+use crate::store::{Claims, Shared, Store, StoreError, object, prune};
 use crate::telemetry::Metrics;
-use crate::upstream::{Upstreams, store_client};
+use crate::upstream::{PeerKey, Peers, Upstreams, store_client};
 use reload::Reload;
 
 mod reload;
@@ -40,89 +42,191 @@ pub enum AppError {
     Io(#[from] io::Error),
 }
 
+/// Everything but the listeners: what a server and a command without one have in common.
+#[derive(Debug)]
+pub struct Engine {
+    pub cache: Arc<Cache>,
+    store: Arc<Store>,
+    /// By which other replicas are known.
+    peers: Option<PeerKey>,
+    metrics: Arc<Metrics>,
+    tracker: TaskTracker,
+    background: CancellationToken,
+    downloads: CancellationToken,
+}
+
+/// What an [`Engine`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Other replicas may fetch from it.
+    Server,
+    /// Nobody can reach it.
+    Command,
+}
+
 /// Serves until SIGTERM or SIGINT. `source` is what `config` was read from.
 ///
 /// # Errors
 /// Before it listens: whatever keeps it from starting. After: a store that cannot be closed.
 pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     raise_open_files();
-    let metrics = Arc::new(Metrics::default());
-    let tracker = TaskTracker::new();
-    let background = CancellationToken::new();
-    let downloads = CancellationToken::new();
-
-    let policy = Engine::compile(&config.policy)
-        .map_err(|problems| AppError::Config(problems.iter().map(ToString::to_string).collect()))?;
-    let shared = match &config.store.shared {
-        Some(shared) => Some(connect(shared, &config).await?),
-        None => None,
-    };
-    if let (Some(shared), Some(config)) = (shared.clone(), &config.store.shared) {
-        tracker.spawn(greet(Arc::clone(&shared), config.url.clone()));
-        let prune = prune::run(shared, config.prune_older_than, background.clone());
-        tracker.spawn(prune);
+    let engine = Engine::start(&config, Role::Server).await?;
+    if let (Some(shared), Some(config)) = (&engine.store.shared, &config.store.shared) {
+        engine
+            .tracker
+            .spawn(greet(Arc::clone(shared), config.url.clone()));
+        let (store, background) = (Arc::clone(&engine.store), engine.background.clone());
+        let prune = prune::run(store, config.prune_older_than, background);
+        engine.tracker.spawn(prune);
     }
-    let (store, upstreams) = {
-        let (config, metrics) = (config.clone(), Arc::clone(&metrics));
-        tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
-            .await
-            .map_err(io::Error::other)??
-    };
-    tracker.spawn({
-        let (store, background) = (Arc::clone(&store), background.clone());
-        async move { store.run(background).await }
-    });
-    let fills = Fills::new(
-        config.fill.clone(),
-        Arc::clone(&store.disk),
-        Arc::clone(&metrics),
-        tracker.clone(),
-        downloads.clone(),
-    );
-    let cache = Cache::new(cache::Parts {
-        policy,
-        upstreams,
-        store: Arc::clone(&store),
-        fills,
-        config: config.tags.clone(),
-        offline: config.server.offline,
-        manifest_limit: config.limits.manifest_size,
-        metrics: Arc::clone(&metrics),
-        tracker: tracker.clone(),
-    })
-    .map_err(|error| AppError::Config(vec![format!("tags.immutable: {error}")]))?;
-
     let (_ready, ready) = watch::channel(true);
     let limits = Limits {
         answer: config.limits.answer,
         connections: config.limits.connections,
         ..Limits::default()
     };
+    let (cache, metrics) = (Arc::clone(&engine.cache), Arc::clone(&engine.metrics));
     let reload = Reload::new(Arc::clone(&cache), Arc::clone(&metrics), source);
-    let server = Server::bind(&config.server, limits, cache, metrics, ready)
+    let peers = engine.peers.clone();
+    let server = Server::bind(&config.server, limits, cache, peers, metrics, ready)
         .await
         .map_err(AppError::Listen)?;
     let shutdown = CancellationToken::new();
-    tracker.spawn(stop_on_signal(shutdown.clone())?);
-    tracker.spawn(reload.watch(background.clone())?);
-    let ended = server.run(shutdown, &tracker).await;
-
-    downloads.cancel();
-    background.cancel();
-    tracker.close();
-    if tokio::time::timeout(WIND_DOWN, tracker.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(tasks = tracker.len(), "some work did not end in time");
+    let (signal, stop) = (signalled()?, shutdown.clone());
+    engine.tracker.spawn(async move {
+        stop.run_until_cancelled(signal).await;
+        stop.cancel();
+    });
+    engine
+        .tracker
+        .spawn(reload.watch(engine.background.clone())?);
+    if let Err(error) = engine.hear_operators(shutdown.clone()).await {
+        tracing::warn!(%error, "no control.sock: commands will not reach this server");
     }
-    store.close().await?;
+    let ended = server.run(shutdown, &engine.tracker).await;
+    engine.stop().await?;
     tracing::info!("stopped");
     Ok(ended?)
 }
 
+// === impl Engine ===
+
+impl Engine {
+    /// Takes the store and puts the parts together. Call [`Engine::stop`] at the end.
+    ///
+    /// # Errors
+    /// Above all when another process has the store.
+    pub async fn start(config: &Config, role: Role) -> Result<Self, AppError> {
+        let metrics = Arc::new(Metrics::default());
+        let tracker = TaskTracker::new();
+        let background = CancellationToken::new();
+        let downloads = CancellationToken::new();
+
+        let policy = Engine::policy(config)?;
+        let shared = match &config.store.shared {
+            Some(shared) => Some(connect(shared, config).await?),
+            None => None,
+        };
+        let (store, upstreams, replicas) = {
+            let (config, metrics) = (config.clone(), Arc::clone(&metrics));
+            tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
+                .await
+                .map_err(io::Error::other)??
+        };
+        tracker.spawn({
+            let (store, background) = (Arc::clone(&store), background.clone());
+            async move { store.run(background).await }
+        });
+        let near = store.shared.clone().map(|shared| {
+            let fleet = replicas.as_ref().map(|replicas| {
+                let address = (role == Role::Server).then(|| replicas.advertise.clone());
+                let claims = Claims::new(
+                    Arc::clone(&shared),
+                    address,
+                    Arc::clone(&metrics),
+                    tracker.clone(),
+                );
+                let (sweeper, background) = (Arc::clone(&claims), background.clone());
+                tracker.spawn(async move { sweeper.run(background).await });
+                let peers = Arc::clone(&replicas.peers);
+                Fleet { claims, peers }
+            });
+            Arc::new(Nearby::new(shared, fleet, &metrics, &tracker)) as Arc<dyn Near>
+        });
+        let fills = Fills::new(
+            config.fill.clone(),
+            Arc::clone(&store.disk),
+            near,
+            Arc::clone(&metrics),
+            tracker.clone(),
+            downloads.clone(),
+        );
+        let cache = Cache::new(cache::Parts {
+            policy,
+            upstreams,
+            store: Arc::clone(&store),
+            fills,
+            config: config.tags.clone(),
+            offline: config.server.offline,
+            manifest_limit: config.limits.manifest_size,
+            metrics: Arc::clone(&metrics),
+            tracker: tracker.clone(),
+        })
+        .map_err(|error| AppError::Config(vec![format!("tags.immutable: {error}")]))?;
+        Ok(Engine {
+            cache,
+            store,
+            peers: replicas.map(|replicas| replicas.key),
+            metrics,
+            tracker,
+            background,
+            downloads,
+        })
+    }
+
+    fn policy(config: &Config) -> Result<policy::Engine, AppError> {
+        let problems = |problems: Vec<policy::Problem>| {
+            AppError::Config(problems.iter().map(ToString::to_string).collect())
+        };
+        policy::Engine::compile(&config.policy).map_err(problems)
+    }
+
+    /// What answers operators; long work of theirs ends when `stop` is cancelled.
+    #[must_use]
+    pub fn control(&self, stop: CancellationToken) -> Control {
+        Control::new(Arc::clone(&self.cache), self.tracker.clone(), stop)
+    }
+
+    async fn hear_operators(&self, stop: CancellationToken) -> io::Result<()> {
+        let store = Arc::clone(&self.store);
+        let listener = tokio::task::spawn_blocking(move || store.listen()).await??;
+        self.tracker.spawn(self.control(stop).serve(listener)?);
+        Ok(())
+    }
+
+    /// Lets fills write their journals and closes the store in good order.
+    ///
+    /// # Errors
+    /// When the store cannot be closed; the next start then hashes what it finds.
+    pub async fn stop(self) -> Result<(), AppError> {
+        self.downloads.cancel();
+        self.background.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(WIND_DOWN, self.tracker.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(tasks = self.tracker.len(), "some work did not end in time");
+        }
+        Ok(self.store.close().await?)
+    }
+}
+
 /// The shared store, over an HTTP client of ours.
-async fn connect(shared: &object::Config, config: &Config) -> Result<Arc<Shared>, AppError> {
+///
+/// # Errors
+/// Names the key of the configuration that is wrong. A store that does not answer is no error.
+pub async fn connect(shared: &object::Config, config: &Config) -> Result<Arc<Shared>, AppError> {
     let (limits, egress) = (config.limits.clone(), config.egress.clone());
     let client = tokio::task::spawn_blocking(move || store_client(&limits, &egress))
         .await
@@ -148,11 +252,46 @@ fn open(
     config: &Config,
     shared: Option<Arc<Shared>>,
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<Store>, Upstreams), AppError> {
+) -> Result<(Arc<Store>, Upstreams, Option<Replicas>), AppError> {
     let upstreams = Upstreams::new(&config.upstreams, &config.limits, &config.egress, metrics)
         .map_err(AppError::Config)?;
+    let peers = config
+        .store
+        .shared
+        .as_ref()
+        .and_then(|shared| shared.peers.as_ref());
+    let replicas = peers.map(|peers| Replicas::new(peers, config, metrics));
+    let replicas = replicas
+        .transpose()
+        .map_err(|message| AppError::Config(vec![message]))?;
     let store = Store::open(&config.store, shared, Arc::clone(metrics))?;
-    Ok((store, upstreams))
+    Ok((store, upstreams, replicas))
+}
+
+/// The other replicas: how they reach us, and we them.
+struct Replicas {
+    advertise: Url,
+    key: PeerKey,
+    peers: Arc<Peers>,
+}
+
+impl Replicas {
+    /// Blocking: reads the secret and certificates.
+    fn new(peers: &object::Peers, config: &Config, metrics: &Metrics) -> Result<Self, String> {
+        let secret = peers.secret.read();
+        let secret = secret.map_err(|error| format!("store.shared.peers.secret: {error}"))?;
+        let key = PeerKey::new(&secret, peers.networks.clone());
+        Ok(Replicas {
+            advertise: peers.advertise.clone(),
+            peers: Arc::new(Peers::new(
+                key.clone(),
+                &config.limits,
+                &config.egress,
+                metrics,
+            )?),
+            key,
+        })
+    }
 }
 
 /// Connections, blobs and spools each take a file; the usual soft limit of 1024 is from another
@@ -169,8 +308,11 @@ fn raise_open_files() {
     }
 }
 
-/// Cancels `shutdown` at the first SIGTERM or SIGINT.
-fn stop_on_signal(shutdown: CancellationToken) -> io::Result<impl Future<Output = ()>> {
+/// Ends at the first SIGTERM or SIGINT, which from now on end nothing else.
+///
+/// # Errors
+/// When the signals cannot be waited for.
+pub fn signalled() -> io::Result<impl Future<Output = ()> + Send> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -178,8 +320,6 @@ fn stop_on_signal(shutdown: CancellationToken) -> io::Result<impl Future<Output 
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = shutdown.cancelled() => {}
         }
-        shutdown.cancel();
     })
 }

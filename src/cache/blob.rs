@@ -6,8 +6,12 @@
 //! | yes | no | one upstream HEAD; its yes makes the link |
 //! | no | yes | a fill, joined or started |
 //! | no | no | a fill whose first answer is the proof; to join one that others proved, one HEAD first |
+//!
+//! Where replicas share a store, the fill may find the bytes near, and what is near proves nothing:
+//! so the HEAD runs beside the fill, and what comes first is the proof.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 
 use super::access::Access;
@@ -52,6 +56,19 @@ pub enum Pieces {
     Fill(Reader),
 }
 
+// === impl Wanted ===
+
+impl Wanted {
+    /// The first byte that is wanted, if that is known.
+    fn from(self) -> Option<u64> {
+        match self {
+            Wanted::Head | Wanted::Whole => Some(0),
+            Wanted::Range(RangeSpec::From(start) | RangeSpec::FromTo(start, _)) => Some(start),
+            Wanted::Range(RangeSpec::Suffix(_)) => None,
+        }
+    }
+}
+
 // === impl Cache ===
 
 impl Cache {
@@ -89,13 +106,11 @@ impl Cache {
             repository.clone(),
             *digest,
         ));
-        let from = match wanted {
-            Wanted::Head | Wanted::Whole => Some(0),
-            Wanted::Range(RangeSpec::From(start) | RangeSpec::FromTo(start, _)) => Some(start),
-            Wanted::Range(RangeSpec::Suffix(_)) => None,
-        };
         let (mut joined, outcome) = loop {
-            match self.fills.join_or_start(digest, &source, linked, from)? {
+            match self
+                .fills
+                .join_or_start(digest, &source, linked, wanted.from())?
+            {
                 Join::Started(joined) => break (joined, Outcome::Miss),
                 Join::Joined(joined) => break (joined, Outcome::Collapsed),
                 Join::ProveFirst => {
@@ -104,10 +119,28 @@ impl Cache {
                 }
             }
         };
-        let opened = match wanted {
-            // What a range means depends on the size.
-            Wanted::Range(_) => joined.size().await.map(Some),
-            Wanted::Head | Wanted::Whole => joined.opened().await,
+        let beside = !linked && self.store.shared.is_some();
+        let proving = beside.then(|| joined.proving());
+        let opened = async {
+            match wanted {
+                // What a range means depends on the size.
+                Wanted::Range(_) => joined.size().await.map(Some),
+                Wanted::Head | Wanted::Whole => joined.opened().await,
+            }
+        };
+        let opened = match proving {
+            None => opened.await,
+            Some(proving) => {
+                let mut opened = pin!(opened);
+                tokio::select! {
+                    biased;
+                    opened = &mut opened => opened,
+                    proved = self.prove(access, digest) => {
+                        proving.proved(proved?);
+                        opened.await
+                    }
+                }
+            }
         };
         let size = opened.map_err(|error| self.blob_failed(repository, digest, error.into()))?;
         if !linked {
@@ -128,12 +161,12 @@ impl Cache {
         digest: &Digest,
         linked: bool,
     ) -> Result<BlobAnswer, CacheError> {
-        let running = if linked {
-            self.fills.size(digest)
+        let known = if linked {
+            self.size_nearby(digest).await
         } else {
             None
         };
-        let size = match running {
+        let size = match known {
             Some(size) => Some(size),
             None => self.prove(access, digest).await?,
         };
@@ -144,6 +177,45 @@ impl Cache {
             outcome,
             content: Content::Nothing,
         })
+    }
+
+    /// The size as a running fill or the shared store knows it.
+    async fn size_nearby(&self, digest: &Digest) -> Option<u64> {
+        if let Some(size) = self.fills.size(digest) {
+            return Some(size);
+        }
+        self.store
+            .shared
+            .as_ref()?
+            .stat(digest)
+            .await
+            .ok()
+            .flatten()
+    }
+
+    pub(super) async fn find_for_peer(
+        &self,
+        digest: &Digest,
+        wanted: Wanted,
+    ) -> Option<BlobAnswer> {
+        // A fill that ends in between has left a blob.
+        for _ in 0..2 {
+            if self.store.disk.stat(digest).is_some()
+                && let Ok(Some(file)) = self.store.disk.open_blob(digest).await
+            {
+                return Some(BlobAnswer::stored(*digest, file));
+            }
+            if let Some(mut joined) = self.fills.follow(digest, wanted.from()) {
+                let size = joined.size().await.ok()?;
+                return Some(BlobAnswer {
+                    digest: *digest,
+                    size: Some(size),
+                    outcome: Outcome::Hit,
+                    content: Content::Fill(joined),
+                });
+            }
+        }
+        None
     }
 
     /// Has the upstream say that this repository has the digest, and notes the link. Gives the

@@ -18,6 +18,8 @@ use crate::upstream::Upstream;
 
 /// Tags in one answer, whatever `n` says.
 const MOST_TAGS: usize = 1000;
+/// Referrers of one manifest that are followed.
+const MOST_REFERRERS: usize = 1000;
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 
 #[derive(Clone, Debug)]
@@ -58,10 +60,32 @@ struct Index<'a> {
 }
 
 #[derive(Deserialize)]
+struct Named {
+    digest: Digest,
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Referrer<'a> {
     #[serde(borrow)]
     artifact_type: Option<std::borrow::Cow<'a, str>>,
+}
+
+// === impl ReferrersAnswer ===
+
+impl ReferrersAnswer {
+    /// Of the manifests in the index, at most 1000; what makes no sense is left out.
+    #[must_use]
+    pub fn digests(&self) -> Vec<Digest> {
+        let index = serde_json::from_slice::<Index<'_>>(&self.body);
+        let manifests = index.map(|index| index.manifests).unwrap_or_default();
+        let digest = |raw: &RawValue| Some(serde_json::from_str::<Named>(raw.get()).ok()?.digest);
+        manifests
+            .into_iter()
+            .filter_map(digest)
+            .take(MOST_REFERRERS)
+            .collect()
+    }
 }
 
 // === impl Listing ===

@@ -4,18 +4,23 @@
 //! happens is always the same: [`access`] asks policy, before any look-up anywhere. What it lets
 //! through carries an `Access`, and nothing below can be reached without one.
 //!
-//! [`manifest`]: tags and how fresh they are, manifests by digest. [`blob`]: from the store, or
-//! through a fill. [`age`]: tags that must have pointed to something for a while. [`listing`]: tag lists and referrers. [`source`]: an upstream repository as a
-//! fill sees it. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
-//! said a moment ago. [`unwritten`]: manifests on their way to the disk.
+//! [`manifest`]: tags and how fresh they are, manifests by digest. [`age`]: tags that must have
+//! pointed to something for a while. [`blob`]: from the store, or through a fill. [`listing`]: tag
+//! lists and referrers. [`source`]: an upstream repository as a fill sees it. [`near`]: who else
+//! may have a blob. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
+//! said a moment ago. [`unwritten`]: manifests on their way to the disk. [`closure`]: an image made
+//! whole. [`keep`]: what operators do with it.
 
 mod access;
 mod age;
 mod blob;
+pub mod closure;
 pub mod error;
 mod flight;
+pub mod keep;
 mod listing;
 mod manifest;
+mod near;
 mod recent;
 mod source;
 mod unwritten;
@@ -44,6 +49,7 @@ use flight::Flights;
 pub use listing::{ReferrersAnswer, TagsAnswer};
 pub use manifest::ManifestAnswer;
 use manifest::{Fetched, TagKey};
+pub use near::{Fleet, Nearby};
 use recent::Recent;
 use unwritten::Unwritten;
 
@@ -233,6 +239,12 @@ impl Cache {
         let answer = self.find_blob(&access, digest, wanted).await?;
         self.count(RouteLabel::Blob, answer.outcome);
         Ok(answer)
+    }
+
+    /// What another replica may have of a blob: what is here, or on its way here. Nobody is asked,
+    /// nothing is started, and whose right it is was decided over there. Cancel-safe.
+    pub async fn blob_for_peer(&self, digest: &Digest, wanted: Wanted) -> Option<BlobAnswer> {
+        self.find_for_peer(digest, wanted).await
     }
 
     /// Lists tags after `last`, at most `n` of them. Cancel-safe.

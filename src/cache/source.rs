@@ -5,13 +5,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
-use futures_util::stream;
+use futures_util::stream::{self, BoxStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::fill::{Opened, Source, SourceError, SourceErrorKind};
 use crate::oci::{Digest, Repository};
-use crate::upstream::{Upstream, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{BlobBody, Upstream, UpstreamError, UpstreamErrorKind};
 
 pub(super) struct RepositorySource {
     upstream: Arc<Upstream>,
@@ -58,23 +59,28 @@ impl Source for RepositorySource {
             .blob(&self.repository.name, &self.digest, range)
             .await;
         let answer = answer.map_err(source_error)?;
-        let body = stream::unfold(Some(answer.body), |body| async {
-            let mut body = body?;
-            match body.chunk().await {
-                Ok(Some(chunk)) => Some((Ok(chunk), Some(body))),
-                Ok(None) => None,
-                Err(error) => Some((Err(source_error(error)), None)),
-            }
-        });
         Ok(Opened {
             range: answer.range,
             total: answer.total,
-            body: body.boxed(),
+            body: body_stream(answer.body),
         })
     }
 }
 
-fn source_error(error: UpstreamError) -> SourceError {
+/// A body as a stream that ends after its first error.
+pub(super) fn body_stream(body: BlobBody) -> BoxStream<'static, Result<Bytes, SourceError>> {
+    let chunks = stream::unfold(Some(body), |body| async {
+        let mut body = body?;
+        match body.chunk().await {
+            Ok(Some(chunk)) => Some((Ok(chunk), Some(body))),
+            Ok(None) => None,
+            Err(error) => Some((Err(source_error(error)), None)),
+        }
+    });
+    chunks.boxed()
+}
+
+pub(super) fn source_error(error: UpstreamError) -> SourceError {
     let kind = match &error.kind {
         UpstreamErrorKind::Refused | UpstreamErrorKind::NotFound => SourceErrorKind::Gone,
         UpstreamErrorKind::RateLimited { .. } => SourceErrorKind::Throttled,

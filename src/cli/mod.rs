@@ -3,6 +3,7 @@
 //! A command other than `serve` makes a [`Report`]: text for people and JSON beside it. Reports go
 //! to stdout, everything else to stderr.
 
+mod cache;
 mod check;
 mod explain;
 mod nodes;
@@ -55,6 +56,9 @@ enum Command {
     Check,
     /// Say which rule decides about an image, and which hosts a pull would dial
     Explain(explain::Explain),
+    /// Look after the cache
+    #[command(subcommand)]
+    Cache(cache::Cache),
     /// Prepare the nodes
     #[command(subcommand)]
     Nodes(nodes::Nodes),
@@ -83,6 +87,7 @@ impl Arguments {
             Command::Serve(serve) => return serve.run(&source),
             Command::Check => check::run(&source)?,
             Command::Explain(explain) => explain.run(&source)?,
+            Command::Cache(cache) => cache.run(&source)?,
             Command::Nodes(nodes) => nodes.run(&source)?,
         };
         report.print(self.output)?;

@@ -28,6 +28,9 @@ fn the_arguments_are_sound() {
     for arguments in [
         &["serve", "--offline", "--config", "x.toml"][..],
         &["--config", "x.toml", "check", "-o", "json"],
+        &["cache", "ls", "--blobs", "-o", "json"],
+        &["cache", "pin", "a", "--platform", "linux/amd64,linux/arm64"],
+        &["cache", "verify", "--rate", "10MB"],
         &[
             "nodes",
             "hosts",
@@ -45,6 +48,8 @@ fn the_arguments_are_sound() {
     for arguments in [
         &["explain"][..],
         &["nodes", "hosts"],
+        &["cache", "why"],
+        &["cache", "verify", "--rate", "fast"],
         &["check", "-o", "yaml"],
     ] {
         let arguments = ["portcullis"].iter().chain(arguments);

@@ -36,6 +36,12 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
     if let Err(error) = config.tags.immutable() {
         wrong("tags.immutable", error.to_string());
     }
+    let shared = config.store.shared.as_ref();
+    if let Some(peers) = shared.and_then(|shared| shared.peers.as_ref()) {
+        for (key, message) in peers.check() {
+            wrong(&format!("store.shared.peers.{key}"), message);
+        }
+    }
     if !(1..=MOST_CONNECTIONS).contains(&config.fill.connections) {
         wrong(
             "fill.connections",

@@ -137,6 +137,12 @@ fn a_fault_says_where_it_is() {
             "line 2, column 7: store.shared.url: \"az://x\" is no shared store",
         ),
         (
+            "[store.shared]\nurl = \"az://x/y\"\ncredential = \"emulator\"\n\
+             [store.shared.peers]\nnetworks = []\nadvertise = \"https://a.example:5000\"\n\
+             secret = \"0123456789abcdef\"",
+            "line 5, column 12: store.shared.peers.networks: names no network",
+        ),
+        (
             "[egress]\nproxy = \"http://p\"",
             "line 2, column 1: egress.proxy: `proxy` is not supported",
         ),

@@ -13,11 +13,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::body::{Body, trim};
 use super::life::{local, slide};
 use super::map::Origin;
-use super::state::FlightId;
+use super::near::Compass;
+use super::state::{FlightId, Next};
 use super::verify::blocking;
 use super::{Fill, FillError, FillState, Opened, Source, SourceError, SourceErrorKind};
 use crate::store::{Spool, write_all_at};
@@ -33,7 +35,8 @@ const ROOM: u64 = 64 * 1024 * 1024;
 /// How a fetcher ended.
 #[derive(Debug)]
 enum End {
-    /// Nothing is left to claim, or a waiting fill was given its permit.
+    /// Nothing is left to claim, a waiting fill was given its permit, or the bytes are to be
+    /// fetched elsewhere.
     Idle,
     /// The source answered one stream too many with the whole blob.
     Superfluous,
@@ -46,37 +49,38 @@ enum End {
 }
 
 /// Starts fetchers until the blob is complete, or no source is left that could complete it.
-pub(super) async fn fetch_all(fill: &Arc<Fill>) -> Result<(), FillError> {
+pub(super) async fn fetch_all(fill: &Arc<Fill>, compass: &mut Compass) -> Result<(), FillError> {
     let mut fetchers = JoinSet::new();
     let mut last_error = None;
     loop {
-        let source = {
+        let (next, turned) = {
             let state = fill.state();
             if state.is_complete() {
                 return Ok(());
             }
-            state.best_source()
+            (state.next_source(), state.turned.clone())
         };
-        match source {
-            Some((at, source)) if fetchers.is_empty() => {
-                fetchers.spawn(fetch(Arc::clone(fill), at, source, None));
+        match next {
+            Next::From(at, source) if fetchers.is_empty() => {
+                fetchers.spawn(fetch(Arc::clone(fill), at, source, None, turned));
             }
-            Some((at, source)) => {
+            Next::From(at, source) => {
                 while fill.wants_more_than(fetchers.len())
                     && let Some(permit) = source.try_permit()
                 {
-                    let extra = fetch(Arc::clone(fill), at, Arc::clone(&source), Some(permit));
-                    fetchers.spawn(extra);
+                    let (source, turned) = (Arc::clone(&source), turned.clone());
+                    fetchers.spawn(fetch(Arc::clone(fill), at, source, Some(permit), turned));
                 }
             }
-            None if fetchers.is_empty() => {
+            Next::Nothing if fetchers.is_empty() => {
                 return Err(last_error.unwrap_or_else(|| fill.wrong_bytes()));
             }
-            None => {}
+            Next::Nothing | Next::Wait => {}
         }
         let end = tokio::select! {
             Some(ended) = fetchers.join_next() => ended,
             () = fill.answered.notified() => continue,
+            () = compass.turn(fill) => continue,
         };
         match end {
             Ok(End::Idle) => {}
@@ -86,20 +90,22 @@ pub(super) async fn fetch_all(fill: &Arc<Fill>) -> Result<(), FillError> {
                 slide(fill, error).await?;
             }
             Ok(End::Source { at, error }) => {
-                fill.source_failed(at, &error, fetchers.len());
-                last_error = Some(error.into());
+                if !fill.source_failed(at, &error, fetchers.len()) {
+                    last_error = Some(error.into());
+                }
             }
             Err(error) => return Err(local(io::Error::other(error))),
         }
     }
 }
 
-/// One fetcher: window after window from one source.
+/// One fetcher: window after window from one source, until the fill turns to another.
 async fn fetch(
     fill: Arc<Fill>,
     at: usize,
     source: Arc<dyn Source>,
     permit: Option<OwnedSemaphorePermit>,
+    turned: CancellationToken,
 ) -> End {
     let extra = permit.is_some();
     let mut permit = permit;
@@ -112,12 +118,22 @@ async fn fetch(
                 Some(permit) => permit,
                 None => return End::Idle,
             },
-            None => source.permit().await,
+            None => match turned.run_until_cancelled(source.permit()).await {
+                Some(permit) => permit,
+                None => return End::Idle,
+            },
         };
+        if turned.is_cancelled() || !fill.state().keeps_to(at) {
+            return End::Idle;
+        }
         let Some((id, _)) = fill.claim() else {
             return End::Idle;
         };
-        let flight = Flight { fill: &fill, id };
+        let flight = Flight {
+            fill: &fill,
+            id,
+            turned: &turned,
+        };
         if let Err(end) = flight.land(at, source.as_ref()).await {
             return end;
         }
@@ -129,6 +145,7 @@ async fn fetch(
 struct Flight<'a> {
     fill: &'a Arc<Fill>,
     id: FlightId,
+    turned: &'a CancellationToken,
 }
 
 impl Drop for Flight<'_> {
@@ -163,10 +180,17 @@ impl Flight<'_> {
             tracing::info!(digest = %self.fill.digest, source = source.name(), %error, "resuming");
             self.fill.shared.metrics.fill_resumes.inc();
             if fruitless > 0 {
-                tokio::time::sleep(PAUSE).await;
+                self.unless_turned(tokio::time::sleep(PAUSE)).await?;
             }
             fruitless += 1;
         }
+    }
+
+    /// Does `work` unless the fill turns to another source: then the fetcher ends at once, but
+    /// never in the middle of a write, which could come after that of its successor.
+    async fn unless_turned<T>(&self, work: impl Future<Output = T>) -> Result<T, End> {
+        let done = self.turned.run_until_cancelled(work).await;
+        done.ok_or(End::Idle)
     }
 
     /// One request and its body.
@@ -176,7 +200,8 @@ impl Flight<'_> {
             let state = self.fill.state();
             (!state.plain).then(|| state.flight(self.id))
         };
-        let opened = source.open(range).await.map_err(failed)?;
+        let opened = self.unless_turned(source.open(range)).await?;
+        let opened = opened.map_err(failed)?;
         let mut offset = self.fill.accept(self.id, at, &opened)?;
         let mut body = Body::new(opened.body);
         loop {
@@ -184,7 +209,8 @@ impl Flight<'_> {
             if flight.is_empty() {
                 return Ok(());
             }
-            let Some(mut chunks) = body.gather().await.map_err(failed)? else {
+            let gathered = self.unless_turned(body.gather()).await?;
+            let Some(mut chunks) = gathered.map_err(failed)? else {
                 return self.fill.body_ended(self.id, offset).map_err(failed);
             };
             // A plain stream starts at 0, whatever is held; a range may be longer than agreed.
@@ -204,7 +230,7 @@ impl Flight<'_> {
         let (spool, window, refetching) = {
             let state = fill.state();
             let window = state.slide.as_ref().map(|slide| Arc::clone(slide.file()));
-            (state.spool.clone(), window, state.refetch_from.is_some())
+            (state.spool.clone(), window, state.refetching)
         };
         let mut differs = false;
         match (window, spool) {
@@ -228,11 +254,7 @@ impl Flight<'_> {
             let mut state = fill.state();
             state.landed(self.id, start..end, Origin::Source(at));
             if differs {
-                let (low, high) = state
-                    .changed
-                    .take()
-                    .map_or((start, end), |old| (old.start, old.end));
-                state.changed = Some(low.min(start)..high.max(end));
+                state.note_changed(&(start..end));
             }
         }
         fill.changed();
@@ -299,8 +321,15 @@ impl Fill {
     /// Takes note of an answer. Gives the offset of its first byte.
     fn accept(&self, id: FlightId, at: usize, opened: &Opened) -> Result<u64, End> {
         let mut state = self.state();
-        let first = matches!(state.phase, FillState::Connecting);
-        if let (Some(known), Some(told)) = (state.total, opened.total)
+        let near = state.is_near(at);
+        // Who is near must not decide what the blob is like.
+        if near && (opened.range.is_none() || opened.total.is_none()) {
+            let error = SourceError::no_ranges("the answer is no range".into());
+            return Err(End::Source { at, error });
+        }
+        let known = state.total.or(state.told.filter(|_| near));
+        let first = matches!(state.phase, FillState::Connecting) && !near;
+        if let (Some(known), Some(told)) = (known, opened.total)
             && known != told
         {
             if !first {
@@ -328,10 +357,10 @@ impl Fill {
                 0
             }
         };
-        state.prove_source(at);
-        if first {
-            state.phase = FillState::Filling;
+        if !near {
+            state.prove_source(at);
         }
+        state.phase = FillState::Filling;
         if newly_told && let (Some(spool), Some(total)) = (&state.spool, state.total) {
             spool.note_total(total);
         }
@@ -367,13 +396,19 @@ impl Fill {
         Ok(())
     }
 
-    /// A fetcher gave up; `others` are still at work.
-    fn source_failed(&self, at: usize, error: &SourceError, others: usize) {
+    /// A fetcher gave up; `others` are still at work. True: that ends nothing, the source was near.
+    fn source_failed(&self, at: usize, error: &SourceError, others: usize) -> bool {
         let mut state = self.state();
+        let near = state.is_near(at);
         match error.kind {
             // Fewer connections may be what it wants.
             SourceErrorKind::Throttled | SourceErrorKind::NoRanges if others > 0 => {
                 state.most_fetchers = others;
+            }
+            _ if near => {
+                let source = state.source_name(at);
+                tracing::info!(digest = %self.digest, source, %error, "gone from near");
+                state.near_failed(at);
             }
             SourceErrorKind::Gone | SourceErrorKind::Throttled => {
                 state.source_gone(at, error.clone());
@@ -384,6 +419,7 @@ impl Fill {
         }
         drop(state);
         self.changed();
+        near
     }
 
     /// Waits until a sliding fill may write `more` bytes.

@@ -8,6 +8,7 @@ use futures_util::{FutureExt as _, future};
 
 use super::fetch::fetch_all;
 use super::map::Origin;
+use super::near::Compass;
 use super::slide::Slide;
 use super::verify::{self, blocking};
 use super::{Fill, FillError, FillResult, FillState, LINGER};
@@ -63,6 +64,9 @@ pub(super) async fn supervise(fill: Arc<Fill>) {
             fill.fail(error);
         }
     }
+    // Readers may stay, but what this fill was for others ends here.
+    let vigil = fill.state().vigil.take();
+    drop(vigil);
     fill.shared.metrics.fills_running.dec();
 }
 
@@ -77,10 +81,11 @@ async fn tidy(fill: &Fill, spool: Option<Arc<Spool>>, keep: bool) {
 /// Fetches, verifies and commits.
 async fn download(fill: &Arc<Fill>) -> Result<(), FillError> {
     open_spool(fill).await?;
+    let mut compass = Compass::new(fill);
     loop {
         let verifier = {
             let (fetched, verified) = (
-                fetch_all(fill),
+                fetch_all(fill, &mut compass),
                 verify::follow(fill).map(|hash| hash.map_err(local)),
             );
             future::try_join(fetched, verified).await?.1
@@ -143,35 +148,38 @@ async fn finish(fill: &Arc<Fill>, verifier: &Verifier) -> Result<bool, FillError
         fill.changed();
         // Nobody waits for this but those who come later and find the fill until it is through.
         if let Some(blob) = blob {
-            log_error(
-                fill,
-                "cannot keep a blob",
-                fill.shared.disk.commit(blob).await,
-            );
+            let kept = fill.shared.disk.commit(blob).await;
+            let vigil = fill.state().vigil.take().filter(|_| kept.is_ok());
+            if let Some(vigil) = vigil {
+                vigil.committed();
+            }
+            log_error(fill, "cannot keep a blob", kept);
         }
         return Ok(true);
     }
-    let again = {
-        let mut state = fill.state();
-        match (state.map.only_origin(), state.best_source()) {
-            (Some(Origin::Source(at)), _) => {
-                let source_name = state.source_name(at);
-                return Err(FillError::WrongBytes {
-                    source_name,
-                    digest: fill.digest,
-                });
-            }
-            (_, Some((at, _))) if !sliding => {
-                state.refetch(at);
-                spool
-            }
-            _ => None,
+    let origin = fill.state().map.only_origin();
+    if let Some(Origin::Source(at)) = origin {
+        let source_name = fill.state().source_name(at);
+        let near = fill.state().is_near(at);
+        if !(near && fill.condemn(at)) {
+            return Err(FillError::WrongBytes {
+                source_name,
+                digest: fill.digest,
+            });
         }
-    };
-    let Some(spool) = again else {
+    } else {
+        let mut state = fill.state();
+        let source = state.refetch_source().filter(|_| !sliding);
+        if source.is_none() {
+            drop(state);
+            return Err(fill.wrong_bytes());
+        }
+        tracing::warn!(digest = %fill.digest, "bytes of mixed or restored origin are wrong; fetching them again");
+        state.refetch(source);
+    }
+    let Some(spool) = spool else {
         return Err(fill.wrong_bytes());
     };
-    tracing::warn!(digest = %fill.digest, "bytes of mixed or restored origin are wrong; fetching them again");
     blocking(move || spool.forget()).await.map_err(local)?;
     Ok(false)
 }
@@ -214,10 +222,8 @@ fn log_error<E: std::fmt::Display>(fill: &Fill, what: &str, result: Result<(), E
 
 impl Fill {
     pub(super) fn wrong_bytes(&self) -> FillError {
-        let state = self.state();
-        let source_name = state.best_source().map(|(at, _)| state.source_name(at));
         FillError::WrongBytes {
-            source_name: source_name.unwrap_or_default(),
+            source_name: self.state().culprit(),
             digest: self.digest,
         }
     }

@@ -13,12 +13,14 @@
 //!
 //! The rooms: [`map`] which bytes are held; `state` who wants which bytes and who fetches them;
 //! `life` from spool to blob; `fetch` and `body` the fetchers; `verify` the hash; `reader` how
-//! bytes get out; `slide` what happens when there is no room to keep them.
+//! bytes get out; `slide` what happens when there is no room to keep them; [`near`] other places
+//! than the upstream.
 
 mod body;
 mod fetch;
 mod life;
 pub mod map;
+pub mod near;
 mod reader;
 mod slide;
 mod state;
@@ -49,8 +51,9 @@ use crate::store::Disk;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{FillLabels, FillResult};
 
-pub use reader::{Joined, Reader};
-use state::State;
+pub use near::{Near, Nearest, Vigil};
+pub use reader::{Joined, Proving, Reader};
+use state::{Course, State};
 
 /// What goes out to nobody before the whole blob is verified (promise 1).
 pub const TAIL: u64 = 64 * 1024;
@@ -91,6 +94,9 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 
     /// Opens the blob, or a range of it. Bounded in time, and so is every chunk of the body.
     async fn open(&self, range: Option<Range<u64>>) -> Result<Opened, SourceError>;
+
+    /// All of a blob came from here and does not hash. For sources that can do something about it.
+    fn condemned(&self) {}
 }
 
 /// An answered request.
@@ -170,6 +176,7 @@ pub enum Join {
 struct Shared {
     config: Config,
     disk: Arc<Disk>,
+    near: Option<Arc<dyn Near>>,
     metrics: Arc<Metrics>,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -202,7 +209,7 @@ pub struct Fill {
     changes: watch::Sender<u64>,
     /// How many readers there are.
     readers: watch::Sender<usize>,
-    /// A request was answered: more fetchers may start.
+    /// A request was answered, or a source proved: more fetchers may start.
     answered: Notify,
     /// A reader or the hash moved on, or a reader left: a sliding fill may go on.
     consumed: Notify,
@@ -253,11 +260,13 @@ impl Default for Config {
 // === impl Fills ===
 
 impl Fills {
-    /// `tracker` runs the downloads; `stop` makes them write their journals and end.
+    /// `near` is asked before any upstream; `tracker` runs the downloads; `stop` makes them write
+    /// their journals and end.
     #[must_use]
     pub fn new(
         config: Config,
         disk: Arc<Disk>,
+        near: Option<Arc<dyn Near>>,
         metrics: Arc<Metrics>,
         tracker: TaskTracker,
         stop: CancellationToken,
@@ -265,6 +274,7 @@ impl Fills {
         let shared = Shared {
             config,
             disk,
+            near,
             metrics,
             tracker,
             stop,
@@ -276,6 +286,12 @@ impl Fills {
         }
     }
 
+    /// Whether a download of it runs, or is just being made a blob.
+    #[must_use]
+    pub fn is_running(&self, digest: &Digest) -> bool {
+        self.shared.table().running.contains_key(digest)
+    }
+
     /// The size of a blob that is being filled, if an upstream has told it.
     #[must_use]
     pub fn size(&self, digest: &Digest) -> Option<u64> {
@@ -284,6 +300,13 @@ impl Fills {
             .running
             .get(digest)
             .and_then(|fill| fill.state().total)
+    }
+
+    /// Joins the fill of `digest` if it runs. For readers whose right to the digest does not depend
+    /// on its sources. `from` as for [`Fills::join_or_start`].
+    #[must_use]
+    pub fn follow(&self, digest: &Digest, from: Option<u64>) -> Option<Joined> {
+        self.shared.table().running.get(digest)?.join(None, from)
     }
 
     /// Joins the fill of `digest`, or starts one.
@@ -308,7 +331,7 @@ impl Fills {
             if !proved && !fill.state().knows(source.name()) {
                 return Ok(Join::ProveFirst);
             }
-            if let Some(joined) = fill.join(source, proved, from) {
+            if let Some(joined) = fill.join(Some((source, proved)), from) {
                 return Ok(Join::Joined(joined));
             }
         }
@@ -322,13 +345,15 @@ impl Fills {
         let fill = Arc::new(Fill {
             digest: *digest,
             shared: Arc::clone(shared),
-            state: Mutex::new(State::new(avoid)),
+            state: Mutex::new(State::new(avoid, shared.first_course())),
             changes: watch::Sender::new(0),
             readers: watch::Sender::new(0),
             answered: Notify::new(),
             consumed: Notify::new(),
         });
-        let joined = fill.join(source, proved, from).ok_or(FillError::Busy)?;
+        let joined = fill
+            .join(Some((source, proved)), from)
+            .ok_or(FillError::Busy)?;
         table.running.insert(*digest, Arc::clone(&fill));
         shared.metrics.fills_running.inc();
         shared.tracker.spawn(life::supervise(fill));
@@ -337,6 +362,13 @@ impl Fills {
 }
 
 impl Shared {
+    fn first_course(&self) -> Course {
+        match self.near {
+            Some(_) => Course::Undecided,
+            None => Course::Sources,
+        }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

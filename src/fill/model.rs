@@ -3,8 +3,8 @@
 //! byte twice.
 //!
 //! Clients join at any time, at any range, and leave in the middle; sources cut, ignore ranges,
-//! send no length, throttle, vanish or lie; the process restarts. Time is paused, so every run of
-//! a case is the same.
+//! send no length, throttle, vanish or lie; so do those that are near, and which one that is
+//! changes in between; the process restarts. Time is paused, so every run of a case is the same.
 
 mod fake;
 
@@ -20,12 +20,12 @@ use tokio::time::{Duration, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Config, FillError, Fills, Join, Source, TAIL};
+use super::{Config, FillError, Fills, Join, Near, Source, TAIL};
 use crate::oci::Digest;
 use crate::store::{self, Store};
 use crate::telemetry::Metrics;
 
-use fake::{Fake, Manner};
+use fake::{Fake, FakeNear, Manner, Stop};
 
 #[derive(Clone, Debug)]
 struct Visit {
@@ -51,6 +51,17 @@ struct Case {
     restart_after: Option<u64>,
     /// The store is too small for the blob: every fill slides.
     no_room: bool,
+    /// None: there is nobody near.
+    near: Option<Vec<Leg>>,
+}
+
+/// What a fill is told that asks who is near.
+#[derive(Clone, Debug)]
+struct Leg {
+    /// None: nobody, go to the upstream.
+    manner: Option<Manner>,
+    /// Until when that is true, in ms.
+    outdated_after: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -71,7 +82,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(dir: &Path, case: &Case) -> Self {
+    fn start(dir: &Path, case: &Case, near: Option<&Arc<FakeNear>>) -> Self {
         let metrics = Arc::new(Metrics::default());
         let config = store::Config {
             path: dir.to_owned(),
@@ -86,7 +97,8 @@ impl Process {
             window: case.window,
         };
         let disk = Arc::clone(&store.disk);
-        let fills = Fills::new(config, disk, metrics, tracker.clone(), stop.clone());
+        let near = near.map(|near| Arc::clone(near) as Arc<dyn Near>);
+        let fills = Fills::new(config, disk, near, metrics, tracker.clone(), stop.clone());
         Process {
             fills,
             store,
@@ -212,7 +224,25 @@ async fn play(case: &Case) {
         .map(|(at, manner)| Arc::new(Fake::new(format!("source{at}"), *manner, &content, case)))
         .collect();
 
-    let mut process = Arc::new(Process::start(dir.path(), case));
+    let legs = case.near.iter().flatten().enumerate();
+    let stops: Vec<Stop> = legs
+        .map(|(at, leg)| Stop {
+            source: leg
+                .manner
+                .map(|manner| Arc::new(Fake::new(format!("near{at}"), manner, &content, case))),
+            outdated_after: leg.outdated_after.map(Duration::from_millis),
+        })
+        .collect();
+    let nearby: Vec<Arc<Fake>> = stops
+        .iter()
+        .filter_map(|stop| stop.source.clone())
+        .collect();
+    let near = case
+        .near
+        .is_some()
+        .then(|| Arc::new(FakeNear::new(stops, case)));
+
+    let mut process = Arc::new(Process::start(dir.path(), case, near.as_ref()));
     let mut clients = JoinSet::new();
     let mut restarted = false;
     let mut visits = case.visits.clone();
@@ -235,7 +265,7 @@ async fn play(case: &Case) {
                 .expect("nobody holds it")
                 .end()
                 .await;
-            process = Arc::new(Process::start(dir.path(), case));
+            process = Arc::new(Process::start(dir.path(), case, near.as_ref()));
         }
         sleep(Duration::from_millis(planned.after - clock)).await;
         clock = planned.after;
@@ -254,17 +284,39 @@ async fn play(case: &Case) {
         .iter()
         .map(|fake| fake.sent.load(Ordering::SeqCst))
         .sum();
-    judge(case, &content, &results, restarted, sent);
+    let turns = near
+        .as_ref()
+        .map_or(0, |near| near.turns.load(Ordering::SeqCst));
+    let lied = |fake: &Arc<Fake>| fake.condemned.load(Ordering::SeqCst) > 0;
+    let misled = nearby.iter().any(lied);
+    judge(case, &content, &results, restarted, sent, turns, misled);
     process.judge_store(&digest).await;
     drop(clients);
     Arc::into_inner(process)
         .expect("nobody holds it")
         .end()
         .await;
+    if let Some(near) = near {
+        assert_eq!(
+            near.held.load(Ordering::SeqCst),
+            0,
+            "a vigil outlives its fill"
+        );
+    }
 }
 
 /// What the model says about what the clients got and the sources sent.
-fn judge(case: &Case, content: &[u8], results: &[(Visit, Got)], restarted: bool, sent: u64) {
+///
+/// `turns`: how often a fill asked who is near; `misled`: a near source was found to lie.
+fn judge(
+    case: &Case,
+    content: &[u8],
+    results: &[(Visit, Got)],
+    restarted: bool,
+    sent: u64,
+    turns: u64,
+    misled: bool,
+) {
     let size = case.size as u64;
     let all_honest = !case
         .manners
@@ -277,6 +329,12 @@ fn judge(case: &Case, content: &[u8], results: &[(Visit, Got)], restarted: bool,
     // Cuts alone never fail a fill whose sources can go on where they stopped: each new byte buys
     // two more tries.
     let reliable = all_honest && (all_ranges || case.cuts == 0);
+    // Wrong bytes from near may have been given out before they were found to be wrong.
+    let near_honest = !case
+        .near
+        .iter()
+        .flatten()
+        .any(|leg| leg.manner == Some(Manner::Corrupt));
     for (visit, got) in results {
         match got {
             Got::All(bytes) => {
@@ -294,23 +352,25 @@ fn judge(case: &Case, content: &[u8], results: &[(Visit, Got)], restarted: bool,
             Got::Left => {}
             Got::Failed(error) => {
                 let by_restart = restarted && matches!(error, FillError::Stopping);
-                let excused = by_restart || !reliable;
+                let by_liar = !near_honest && matches!(error, FillError::WrongBytes { .. });
+                let excused = by_restart || by_liar || !reliable;
                 assert!(excused, "{visit:?} failed: {error}");
             }
         }
     }
-    if all_ranges && all_honest && !case.no_room {
+    if all_ranges && all_honest && near_honest && !case.no_room {
         // A stop may catch each fetcher with a chunk that is being written and one that has just
-        // come.
-        let caught = if restarted {
-            (2 * case.connections * case.chunk) as u64
-        } else {
-            0
-        };
+        // come; so may a turn.
+        let stops = turns + u64::from(restarted);
+        let caught = stops * (2 * case.connections * case.chunk) as u64;
         assert!(
             sent <= size + caught,
             "{sent} bytes were sent for a blob of {size}"
         );
+    }
+    if misled && all_honest && all_ranges && !case.no_room {
+        // Once for what was mixed, once for what near made of it.
+        assert!(sent <= 3 * size + 8 * case.window, "{sent} of {size}");
     }
 }
 
@@ -325,6 +385,18 @@ fn manner() -> impl Strategy<Value = Manner> {
         1 => Just(Manner::Throttling),
         1 => Just(Manner::Gone),
     ]
+}
+
+fn legs() -> impl Strategy<Value = Option<Vec<Leg>>> {
+    let leg = (
+        prop::option::weighted(0.7, manner()),
+        prop::option::weighted(0.4, 1_u64..300),
+    );
+    let leg = leg.prop_map(|(manner, outdated_after)| Leg {
+        manner,
+        outdated_after,
+    });
+    prop::option::of(prop::collection::vec(leg, 0..5))
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -352,14 +424,18 @@ fn case() -> impl Strategy<Value = Case> {
             ),
             1..8,
         ),
-        (prop::option::of(1_u64..300), prop::bool::weighted(0.2)),
+        (
+            prop::option::of(1_u64..300),
+            prop::bool::weighted(0.2),
+            legs(),
+        ),
     )
         .prop_map(
             |(
                 (size, window, connections, manners),
                 (cuts, cut_after, chunk, latency),
                 visits,
-                (restart_after, no_room),
+                (restart_after, no_room, near),
             )| {
                 #[allow(
                     clippy::cast_possible_truncation,
@@ -400,6 +476,7 @@ fn case() -> impl Strategy<Value = Case> {
                     visits,
                     restart_after,
                     no_room,
+                    near,
                 }
             },
         )
@@ -434,6 +511,7 @@ fn plain_case(size: usize, manners: Vec<Manner>) -> Case {
         visits: vec![visit],
         restart_after: None,
         no_room: false,
+        near: None,
     }
 }
 
@@ -470,7 +548,7 @@ fn a_blob_that_is_nowhere_leaves_no_spool() {
     runtime.unwrap().block_on(async {
         let case = plain_case(1000, vec![Manner::Gone]);
         let dir = tempfile::tempdir().unwrap();
-        let process = Process::start(dir.path(), &case);
+        let process = Process::start(dir.path(), &case, None);
         let content = content(1000);
         let source = Arc::new(Fake::new("source".into(), Manner::Gone, &content, &case));
         let digest = Digest::sha256(&content);
@@ -513,7 +591,7 @@ fn a_slide_waits_for_its_slowest_reader() {
             ..plain_case(size, Vec::new())
         };
         let dir = tempfile::tempdir().unwrap();
-        let process = Process::start(dir.path(), &case);
+        let process = Process::start(dir.path(), &case, None);
         let content = content(size);
         let digest = Digest::sha256(&content);
         let fake = Arc::new(Fake::new("source".into(), Manner::Honest, &content, &case));
@@ -549,4 +627,138 @@ fn a_slide_waits_for_its_slowest_reader() {
         drop(reader);
         process.end().await;
     });
+}
+
+fn leg(manner: Option<Manner>) -> Leg {
+    Leg {
+        manner,
+        outdated_after: None,
+    }
+}
+
+/// Bytes sent by the upstream, by each near source, and what was condemned and committed, after
+/// one client has had all of a blob of `size` bytes.
+async fn one_client(case: &Case, proved: bool) -> (u64, Vec<u64>, Vec<u64>, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let content = content(case.size);
+    let digest = Digest::sha256(&content);
+    let upstream = Arc::new(Fake::new("up".into(), case.manners[0], &content, case));
+    let legs = case.near.iter().flatten().enumerate();
+    let stops: Vec<Stop> = legs
+        .map(|(at, leg)| Stop {
+            source: (leg.manner)
+                .map(|manner| Arc::new(Fake::new(format!("near{at}"), manner, &content, case))),
+            outdated_after: leg.outdated_after.map(Duration::from_millis),
+        })
+        .collect();
+    let nearby: Vec<Arc<Fake>> = stops
+        .iter()
+        .filter_map(|stop| stop.source.clone())
+        .collect();
+    let near = Arc::new(FakeNear::new(stops, case));
+    let process = Process::start(dir.path(), case, Some(&near));
+    let source = Arc::clone(&upstream) as Arc<dyn Source>;
+    let (Join::Started(mut joined) | Join::Joined(mut joined)) = process
+        .fills
+        .join_or_start(&digest, &source, proved, Some(0))
+        .unwrap()
+    else {
+        panic!("it is the first")
+    };
+    if !proved {
+        let proving = joined.proving();
+        sleep(Duration::from_mins(1)).await;
+        for fake in nearby.iter().chain([&upstream]) {
+            let sent = fake.sent.load(Ordering::SeqCst);
+            assert_eq!(sent, 0, "bytes are sent for who may not have them");
+        }
+        proving.proved(Some(case.size as u64));
+    }
+    joined.opened().await.unwrap();
+    let mut reader = joined.read(0..u64::MAX);
+    let mut bytes = Vec::new();
+    while let Some(piece) = reader.next().await {
+        read(&piece.unwrap(), &mut bytes);
+    }
+    assert!(bytes == content, "the reader got other bytes");
+    drop(reader);
+    process.tracker.close();
+    process.tracker.wait().await;
+    let counts = |count: fn(&Fake) -> u64| nearby.iter().map(|fake| count(fake)).collect();
+    let sent = counts(|fake| fake.sent.load(Ordering::SeqCst));
+    let condemned = counts(|fake| fake.condemned.load(Ordering::SeqCst));
+    let committed = near.committed.load(Ordering::SeqCst);
+    process.end().await;
+    assert_eq!(
+        near.held.load(Ordering::SeqCst),
+        0,
+        "a vigil outlives its fill"
+    );
+    (
+        upstream.sent.load(Ordering::SeqCst),
+        sent,
+        condemned,
+        committed,
+    )
+}
+
+fn paused() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true).build().unwrap()
+}
+
+#[test]
+fn what_is_near_costs_the_upstream_nothing() {
+    let case = Case {
+        near: Some(vec![leg(Some(Manner::Honest))]),
+        ..plain_case(3_000_000, vec![Manner::Honest])
+    };
+    let got = paused().block_on(one_client(&case, true));
+    assert_eq!(got, (0, vec![3_000_000], vec![0], 1));
+}
+
+#[test]
+fn nothing_is_sent_before_a_source_is_proved() {
+    let case = Case {
+        near: Some(vec![leg(Some(Manner::Honest))]),
+        ..plain_case(3_000_000, vec![Manner::Honest])
+    };
+    let got = paused().block_on(one_client(&case, false));
+    assert_eq!(got, (0, vec![3_000_000], vec![0], 1));
+}
+
+/// The first holder goes silent in the middle, the second is gone, then it is our turn.
+#[test]
+fn survivors_go_on_from_what_they_have() {
+    let first = Leg {
+        manner: Some(Manner::Honest),
+        outdated_after: Some(100),
+    };
+    let case = Case {
+        near: Some(vec![first, leg(Some(Manner::Gone)), leg(None)]),
+        ..plain_case(3_000_000, vec![Manner::Honest])
+    };
+    let (upstream, near, condemned, committed) = paused().block_on(one_client(&case, true));
+    assert!(
+        near[0] > 100_000 && upstream > 100_000,
+        "{near:?} {upstream}"
+    );
+    let caught = (2 * case.connections * case.chunk) as u64;
+    assert!(
+        near[0] + upstream <= 3_000_000 + caught,
+        "{near:?} {upstream}"
+    );
+    assert_eq!((near[1], condemned, committed), (0, vec![0, 0], 1));
+}
+
+/// A client that has had none of the wrong bytes never learns of them.
+#[test]
+fn wrong_bytes_from_near_are_fetched_elsewhere() {
+    let case = Case {
+        near: Some(vec![leg(Some(Manner::Corrupt)), leg(Some(Manner::Honest))]),
+        // All of it is tail, so nothing goes out unverified.
+        ..plain_case(60_000, vec![Manner::Honest])
+    };
+    let got = paused().block_on(one_client(&case, true));
+    assert_eq!(got, (0, vec![60_000, 60_000], vec![1, 0], 1));
 }

@@ -21,6 +21,13 @@ pub struct Joined {
     changes: watch::Receiver<u64>,
 }
 
+/// A proof under way.
+#[derive(Debug)]
+pub struct Proving {
+    fill: Arc<Fill>,
+    at: Option<usize>,
+}
+
 /// Follows a fill through one range.
 #[derive(Debug)]
 pub struct Reader {
@@ -30,11 +37,11 @@ pub struct Reader {
 // === impl Fill: joining ===
 
 impl Fill {
-    /// Adds a reader, unless what it needs is gone already.
+    /// Adds a reader, unless what it needs is gone already. It comes by a source, which may be
+    /// proved, or by a right that is not this fill's concern.
     pub(super) fn join(
         self: &Arc<Self>,
-        source: &Arc<dyn Source>,
-        proved: bool,
+        source: Option<(&Arc<dyn Source>, bool)>,
         from: Option<u64>,
     ) -> Option<Joined> {
         let id = {
@@ -42,9 +49,11 @@ impl Fill {
             if matches!(state.phase, FillState::Failed(_)) || !state.serves(from) {
                 return None;
             }
-            let source = state.add_source(source, proved);
+            let source = source.map(|(source, proved)| state.add_source(source, proved));
             state.add_reader(source, from)
         };
+        // A proof may be what a near source waits for.
+        self.answered.notify_one();
         self.readers.send_modify(|count| *count += 1);
         Some(Joined {
             fill: Arc::clone(self),
@@ -89,6 +98,17 @@ impl Joined {
         }
     }
 
+    /// Says that this reader's source is being asked whether it has the digest, beside the fill.
+    /// Until the answer or the drop of what this gives, near sources wait for it.
+    #[must_use]
+    pub fn proving(&self) -> Proving {
+        let at = self.fill.state().begin_proof(self.id);
+        Proving {
+            fill: Arc::clone(&self.fill),
+            at,
+        }
+    }
+
     /// Starts to read. A range that ends past the blob ends with it.
     #[must_use]
     pub fn read(self, range: Range<u64>) -> Reader {
@@ -111,6 +131,29 @@ impl Drop for Joined {
         self.fill.readers.send_modify(|count| *count -= 1);
         // A sliding fill may have waited for just this reader.
         self.fill.consumed.notify_one();
+    }
+}
+
+// === impl Proving ===
+
+impl Proving {
+    /// The source has said yes, and perhaps how many bytes there are.
+    pub fn proved(self, size: Option<u64>) {
+        let mut state = self.fill.state();
+        if let Some(at) = self.at {
+            state.prove_source(at);
+        }
+        state.told = state.told.or(size);
+    }
+}
+
+impl Drop for Proving {
+    fn drop(&mut self) {
+        if let Some(at) = self.at {
+            self.fill.state().end_proof(at);
+        }
+        self.fill.changed();
+        self.fill.answered.notify_one();
     }
 }
 

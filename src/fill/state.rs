@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::map::{Origin, RangeMap};
 use super::slide::Slide;
-use super::{FillState, Source, SourceError, TAIL};
+use super::{FillState, Source, SourceError, TAIL, Vigil};
 use crate::store::{FileRange, Restored, Spool};
 
 #[derive(Debug)]
@@ -28,16 +29,42 @@ pub(super) struct State {
     pub(super) plain: bool,
     /// Fetchers that the sources put up with.
     pub(super) most_fetchers: usize,
-    /// Bytes that were written a second time and differed from those that readers may have had.
-    pub(super) changed: Option<Range<u64>>,
-    /// All bytes are being fetched again, from this source alone.
+    /// All bytes are being fetched again.
+    pub(super) refetching: bool,
+    /// And from this source alone.
     pub(super) refetch_from: Option<usize>,
+    pub(super) course: Course,
+    /// Cancelled when the course changes: fetchers stop where they are.
+    pub(super) turned: CancellationToken,
+    /// What keeps the course right.
+    pub(super) vigil: Option<Arc<dyn Vigil>>,
+    /// The size that a HEAD told: a hint, because some answer 0 to that.
+    pub(super) told: Option<u64>,
     sources: Vec<SourceEntry>,
     /// Names of sources to use only when there are no others.
     avoid: Vec<String>,
     flights: BTreeMap<FlightId, Range<u64>>,
     readers: BTreeMap<ReaderId, ReaderEntry>,
     next_id: u64,
+}
+
+/// Where the bytes are fetched from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Course {
+    /// It has been asked who has them near.
+    Undecided,
+    /// The readers' own.
+    Sources,
+    Near(usize),
+}
+
+/// What there is for a fetcher.
+#[derive(Debug)]
+pub(super) enum Next {
+    From(usize, Arc<dyn Source>),
+    /// Nothing before the course is known, or a source proved.
+    Wait,
+    Nothing,
 }
 
 /// A fetcher's claim on a range: what of it is still to come.
@@ -50,7 +77,11 @@ pub(super) struct ReaderId(u64);
 #[derive(Debug)]
 struct SourceEntry {
     source: Arc<dyn Source>,
+    /// No reader came by it, and it proves nothing.
+    near: bool,
     proved: bool,
+    /// Readers that are proving it now, beside the fill.
+    proving: usize,
     /// It has no such blob, or not for us: its readers end.
     gone: Option<SourceError>,
     /// It does not get on: others are used, but its readers stay.
@@ -59,12 +90,15 @@ struct SourceEntry {
 
 #[derive(Debug)]
 struct ReaderEntry {
-    source: usize,
+    /// None: a reader whose right does not depend on this fill's sources.
+    source: Option<usize>,
     /// Where it started, where it is, and where it wants to get.
     start: u64,
     position: u64,
     end: u64,
     waiting_since: Option<Instant>,
+    /// Some of what it was given has turned out to be wrong.
+    misled: bool,
 }
 
 /// What a reader finds at its position.
@@ -89,7 +123,7 @@ pub(super) enum Opening {
 // === impl State: life ===
 
 impl State {
-    pub(super) fn new(avoid: Vec<String>) -> Self {
+    pub(super) fn new(avoid: Vec<String>, course: Course) -> Self {
         State {
             phase: FillState::Connecting,
             map: RangeMap::default(),
@@ -100,8 +134,12 @@ impl State {
             slide: None,
             plain: false,
             most_fetchers: usize::MAX,
-            changed: None,
+            refetching: false,
             refetch_from: None,
+            course,
+            turned: CancellationToken::new(),
+            vigil: None,
+            told: None,
             sources: Vec::new(),
             avoid,
             flights: BTreeMap::new(),
@@ -130,11 +168,12 @@ impl State {
         self.total = Some(total);
     }
 
-    /// Forgets all bytes, to fetch them again from `source` alone.
-    pub(super) fn refetch(&mut self, source: usize) {
+    /// Forgets all bytes, to fetch them again, from `source` alone if there is one.
+    pub(super) fn refetch(&mut self, source: Option<usize>) {
         self.map = RangeMap::default();
         self.hashed = 0;
-        self.refetch_from = Some(source);
+        self.refetching = true;
+        self.refetch_from = source;
     }
 
     /// All bytes are here; whether they are right, the hash will say.
@@ -155,50 +194,133 @@ impl State {
     pub(super) fn knows(&self, name: &str) -> bool {
         self.sources
             .iter()
-            .any(|entry| entry.gone.is_none() && entry.source.name() == name)
+            .any(|entry| !entry.near && entry.gone.is_none() && entry.source.name() == name)
     }
 
-    /// The place of `source` in the list.
+    /// The place of a reader's `source` in the list.
     pub(super) fn add_source(&mut self, source: &Arc<dyn Source>, proved: bool) -> usize {
-        let name = source.name();
-        if let Some(at) = self
-            .sources
-            .iter()
-            .position(|entry| entry.source.name() == name)
-        {
-            let entry = &mut self.sources[at];
-            entry.proved |= proved;
-            if proved {
-                entry.gone = None;
-            }
-            return at;
+        let at = self.place(source, false);
+        let entry = &mut self.sources[at];
+        entry.proved |= proved;
+        if proved {
+            entry.gone = None;
         }
-        self.sources.push(SourceEntry {
-            source: Arc::clone(source),
-            proved,
-            gone: None,
-            broken: false,
-        });
-        self.sources.len() - 1
+        at
     }
 
-    /// The source to fetch from: one that is there, rather one that has not sent wrong bytes.
-    pub(super) fn best_source(&self) -> Option<(usize, Arc<dyn Source>)> {
-        let usable = |at: &usize| {
-            let entry = &self.sources[*at];
-            entry.gone.is_none() && !entry.broken
-        };
+    /// The way to a near source; about one that has failed the answer came too late.
+    pub(super) fn add_near(&mut self, source: &Arc<dyn Source>) -> Course {
+        let at = self.place(source, true);
+        if self.sources[at].broken {
+            Course::Undecided
+        } else {
+            Course::Near(at)
+        }
+    }
+
+    fn place(&mut self, source: &Arc<dyn Source>, near: bool) -> usize {
+        let name = source.name();
+        let same = |entry: &SourceEntry| entry.near == near && entry.source.name() == name;
+        self.sources.iter().position(same).unwrap_or_else(|| {
+            self.sources.push(SourceEntry {
+                source: Arc::clone(source),
+                near,
+                proved: false,
+                proving: 0,
+                gone: None,
+                broken: false,
+            });
+            self.sources.len() - 1
+        })
+    }
+
+    /// Where to fetch from.
+    pub(super) fn next_source(&self) -> Next {
+        let from = |at: usize| Next::From(at, self.source(at));
+        if let Some(at) = self.refetch_from {
+            let entry = &self.sources[at];
+            return if entry.is_usable() {
+                from(at)
+            } else {
+                Next::Nothing
+            };
+        }
+        match self.course {
+            Course::Undecided => Next::Wait,
+            Course::Near(at) if self.may_use_near() => from(at),
+            Course::Near(_) if self.sources.iter().any(|entry| entry.proving > 0) => Next::Wait,
+            Course::Near(_) | Course::Sources => self.best_source().map_or(Next::Nothing, from),
+        }
+    }
+
+    /// Somebody who reads may have these bytes, wherever they come from.
+    fn may_use_near(&self) -> bool {
+        let may = |entry: &SourceEntry| !entry.near && entry.proved && entry.gone.is_none();
+        self.sources.iter().any(may)
+    }
+
+    /// Whether a fetcher that is at work at `at` would start there again.
+    pub(super) fn keeps_to(&self, at: usize) -> bool {
+        match self.course {
+            Course::Near(near) if self.refetch_from.is_none() => near == at || !self.may_use_near(),
+            _ => true,
+        }
+    }
+
+    /// Of the readers' sources one that is there, rather one that has not sent wrong bytes.
+    fn best_source(&self) -> Option<usize> {
         let avoided = |at: &usize| {
             let name = self.sources[*at].source.name();
             self.avoid.iter().any(|avoid| avoid == name)
         };
-        let at = match self.refetch_from {
-            Some(at) => Some(at).filter(usable),
-            None => (0..self.sources.len())
-                .filter(usable)
-                .min_by_key(|at| (avoided(at), !self.sources[*at].proved)),
-        };
-        at.map(|at| (at, Arc::clone(&self.sources[at].source)))
+        (0..self.sources.len())
+            .filter(|at| !self.sources[*at].near && self.sources[*at].is_usable())
+            .min_by_key(|at| (avoided(at), !self.sources[*at].proved))
+    }
+
+    /// The one to fetch everything from once more: near costs less.
+    pub(super) fn refetch_source(&self) -> Option<usize> {
+        match self.course {
+            Course::Near(at) if self.may_use_near() => Some(at),
+            _ => self.best_source(),
+        }
+        .filter(|at| self.refetch_from != Some(*at))
+    }
+
+    pub(super) fn source(&self, at: usize) -> Arc<dyn Source> {
+        Arc::clone(&self.sources[at].source)
+    }
+
+    pub(super) fn is_near(&self, at: usize) -> bool {
+        self.sources[at].near
+    }
+
+    /// The names of near sources that are of no use.
+    pub(super) fn failed_near(&self) -> Vec<String> {
+        let failed = self
+            .sources
+            .iter()
+            .filter(|entry| entry.near && entry.broken);
+        let mut names: Vec<_> = failed.map(|entry| entry.source.name().to_owned()).collect();
+        names.extend(self.avoid.iter().cloned());
+        names
+    }
+
+    /// The source whose wrong bytes a failure is put down to.
+    pub(super) fn culprit(&self) -> String {
+        let at = self.best_source();
+        at.map(|at| self.source_name(at)).unwrap_or_default()
+    }
+
+    /// A reader asks the source itself, beside the fill.
+    pub(super) fn begin_proof(&mut self, id: ReaderId) -> Option<usize> {
+        let at = self.readers.get(&id)?.source?;
+        self.sources[at].proving += 1;
+        Some(at)
+    }
+
+    pub(super) fn end_proof(&mut self, at: usize) {
+        self.sources[at].proving -= 1;
     }
 
     pub(super) fn source_name(&self, at: usize) -> String {
@@ -215,6 +337,12 @@ impl State {
 
     pub(super) fn source_gone(&mut self, at: usize, error: SourceError) {
         self.sources[at].gone = Some(error);
+    }
+}
+
+impl SourceEntry {
+    fn is_usable(&self) -> bool {
+        self.gone.is_none() && !self.broken
     }
 }
 
@@ -318,6 +446,13 @@ impl State {
         self.map.insert(range, origin);
     }
 
+    /// What was written there a second time differs from what it was.
+    pub(super) fn note_changed(&mut self, range: &Range<u64>) {
+        for reader in self.readers.values_mut() {
+            reader.misled |= range.start < reader.position && reader.start < range.end;
+        }
+    }
+
     pub(super) fn end_flight(&mut self, id: FlightId) {
         self.flights.remove(&id);
     }
@@ -326,7 +461,7 @@ impl State {
 // === impl State: readers ===
 
 impl State {
-    pub(super) fn add_reader(&mut self, source: usize, from: Option<u64>) -> ReaderId {
+    pub(super) fn add_reader(&mut self, source: Option<usize>, from: Option<u64>) -> ReaderId {
         let id = ReaderId(self.id());
         let start = from.unwrap_or(0);
         let waiting_since = Some(Instant::now());
@@ -336,6 +471,7 @@ impl State {
             position: start,
             end: u64::MAX,
             waiting_since,
+            misled: false,
         };
         self.readers.insert(id, reader);
         id
@@ -374,11 +510,12 @@ impl State {
         let Some(reader) = self.readers.get(&id) else {
             return Opening::NotYet;
         };
-        let source = &self.sources[reader.source];
-        if let Some(error) = &source.gone {
+        let source = reader.source.map(|at| &self.sources[at]);
+        if let Some(error) = source.and_then(|source| source.gone.as_ref()) {
             return Opening::SourceGone(error.clone());
         }
-        if !source.proved || matches!(self.phase, FillState::Connecting) {
+        let proved = source.is_none_or(|source| source.proved);
+        if !proved || matches!(self.phase, FillState::Connecting) {
             return Opening::NotYet;
         }
         // A blob that is all tail is answered only when it is verified.
@@ -397,17 +534,15 @@ impl State {
         let Some(reader) = self.readers.get(&id) else {
             return Found::End;
         };
-        if let Some(changed) = &self.changed
-            && changed.start < reader.position
-            && reader.start < changed.end
-        {
+        if reader.misled {
             return Found::Changed;
         }
         let position = reader.position;
         if position >= reader.end.min(self.total.unwrap_or(u64::MAX)) {
             return Found::End;
         }
-        if let Some(error) = &self.sources[reader.source].gone {
+        let source = reader.source.map(|at| &self.sources[at]);
+        if let Some(error) = source.and_then(|source| source.gone.as_ref()) {
             return Found::SourceGone(error.clone());
         }
         let last = if self.verified {

@@ -9,12 +9,14 @@
 //! Source: OCI image-spec, manifest.md and image-index.md.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderValue;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
 use super::{Algorithm, Digest};
 
@@ -57,7 +59,22 @@ pub struct Descriptor {
     pub size: u64,
     /// To be had under `/manifests/`; else under `/blobs/`.
     pub is_manifest: bool,
+    /// What an index says its entry is for.
+    pub platform: Option<Platform>,
 }
+
+/// What an image runs on: `linux/amd64`, `linux/arm64/v8`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+pub struct Platform {
+    pub os: String,
+    pub architecture: String,
+    pub variant: Option<String>,
+}
+
+/// A text is no platform.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a platform is written as linux/amd64 or linux/arm64/v8")]
+pub struct InvalidPlatform;
 
 /// Why a document is no manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +109,8 @@ struct RawDescriptor {
     media_type: Option<String>,
     digest: Digest,
     size: u64,
+    /// Read on its own: one that makes no sense is no reason to refuse the document.
+    platform: Option<Box<RawValue>>,
 }
 
 // === impl MediaType ===
@@ -294,7 +313,60 @@ impl RawDescriptor {
             media_type,
             size: self.size,
             is_manifest,
+            platform: self
+                .platform
+                .and_then(|raw| serde_json::from_str(raw.get()).ok()),
         })
+    }
+}
+
+// === impl Platform ===
+
+impl Platform {
+    /// Whether an entry for `this` is what is wanted. A variant counts only where it was asked
+    /// for; the first variant of arm64, v8, is often left out.
+    #[must_use]
+    pub fn takes(&self, this: &Platform) -> bool {
+        let variant =
+            |platform: &Platform| match (&platform.variant, platform.architecture.as_str()) {
+                (None, "arm64") => Some("v8".to_owned()),
+                (variant, _) => variant.clone(),
+            };
+        self.os == this.os
+            && self.architecture == this.architecture
+            && (self.variant.is_none() || variant(self) == variant(this))
+    }
+}
+
+impl FromStr for Platform {
+    type Err = InvalidPlatform;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPlatform> {
+        let part = |text: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            let fine = (1..=64).contains(&text.len()) && text.chars().all(allowed);
+            fine.then(|| text.to_owned()).ok_or(InvalidPlatform)
+        };
+        let (os, rest) = text.split_once('/').ok_or(InvalidPlatform)?;
+        let (architecture, variant) = match rest.split_once('/') {
+            Some((architecture, variant)) => (architecture, Some(part(variant)?)),
+            None => (rest, None),
+        };
+        Ok(Platform {
+            os: part(os)?,
+            architecture: part(architecture)?,
+            variant,
+        })
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
     }
 }
 

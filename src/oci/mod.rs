@@ -11,7 +11,7 @@ pub mod route;
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::ErrorCode;
 pub use image::Image;
-pub use manifest::{Descriptor, InvalidManifest, Manifest, MediaType};
+pub use manifest::{Descriptor, InvalidManifest, InvalidPlatform, Manifest, MediaType, Platform};
 pub use name::{InvalidName, Reference, Registry, Repository, RepositoryName, Tag};
 pub use range::RangeSpec;
 pub use route::{HostMap, Route, RouteError, Routed};

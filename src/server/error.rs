@@ -10,8 +10,10 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::cache::CacheError;
+use crate::cache::keep::KeepError;
 use crate::oci::{ErrorCode, InvalidName, Registry, RouteError};
 use crate::policy::Refusal;
+use crate::store::keep::PinError;
 use crate::telemetry::RequestId;
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
@@ -88,6 +90,11 @@ impl ApiError {
         }
     }
 
+    /// Somebody speaks in the name of a replica and is none. What is wrong is not for them.
+    pub(super) fn peer_refused() -> Self {
+        ApiError::new(StatusCode::FORBIDDEN, ErrorCode::Denied, "not a replica")
+    }
+
     /// The cause in full goes to the log where it is ours; the client of a bug sees only `id`.
     pub(super) fn cache(error: &CacheError, id: RequestId) -> Self {
         use {ErrorCode as Code, StatusCode as Status};
@@ -152,6 +159,21 @@ impl ApiError {
             RouteError::TooLong => (Status::URI_TOO_LONG, Code::NameInvalid),
         };
         ApiError::new(status, code, error.to_string())
+    }
+}
+
+/// For `control.sock`, where the text says the rest.
+pub(super) fn keep_status(error: &KeepError) -> StatusCode {
+    match error {
+        KeepError::Incomplete(_) => StatusCode::BAD_GATEWAY,
+        KeepError::Pattern(_) => StatusCode::BAD_REQUEST,
+        KeepError::NotHere(_) => StatusCode::NOT_FOUND,
+        KeepError::Pin(PinError::TooLarge { .. } | PinError::Missing(_))
+        | KeepError::Pinned { .. }
+        | KeepError::Needed { .. } => StatusCode::CONFLICT,
+        KeepError::Pin(PinError::Unlinked(_) | PinError::Store(_)) | KeepError::Store(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     }
 }
 

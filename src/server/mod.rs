@@ -2,7 +2,8 @@
 //!
 //! `listen` accepts and limits connections, `v2` turns a request into a call of the cache,
 //! `respond` and `error` turn what comes back into an answer, and `body` with `sendfile` brings a
-//! blob's bytes to the socket. `admin` is the other address, for operators.
+//! blob's bytes to the socket. `peers` answers other replicas; `admin` is the other address, for
+//! operators, and `control` the socket in the store that their commands use.
 
 mod access;
 mod admin;
@@ -10,8 +11,10 @@ mod body;
 #[cfg(test)]
 mod client;
 mod connection;
+pub mod control;
 mod error;
 mod listen;
+mod peers;
 mod pulse;
 mod respond;
 mod sendfile;
@@ -35,6 +38,7 @@ use url::Url;
 use crate::cache::Cache;
 use crate::oci::{HostMap, Registry};
 use crate::telemetry::{Metrics, SecretSource};
+use crate::upstream::PeerKey;
 use admin::Admin;
 use listen::Listener;
 use tls::Tls;
@@ -93,6 +97,7 @@ pub struct Server {
     hosts: HostMap,
     limits: Limits,
     cache: Arc<Cache>,
+    peers: Option<PeerKey>,
     metrics: Arc<Metrics>,
     ready: watch::Receiver<bool>,
 }
@@ -170,12 +175,14 @@ impl Default for Limits {
 // === impl Server ===
 
 impl Server {
-    /// Reads the certificate and binds every address. `ready` says whether the rest of the
+    /// Reads the certificate and binds every address. `peers` tells other replicas from clients;
+    /// `ready` says whether the rest of the
     /// process can serve; `/readyz` shows it.
     pub async fn bind(
         config: &Config,
         limits: Limits,
         cache: Arc<Cache>,
+        peers: Option<PeerKey>,
         metrics: Arc<Metrics>,
         ready: watch::Receiver<bool>,
     ) -> io::Result<Self> {
@@ -212,6 +219,7 @@ impl Server {
             hosts: config.host_map(),
             limits,
             cache,
+            peers,
             metrics,
             ready,
         })
@@ -253,6 +261,7 @@ impl Server {
             metrics: Arc::clone(&metrics),
             answer_within: self.limits.answer,
             health: health.clone(),
+            peers: self.peers,
         });
         let admin = Arc::new(Admin::new(Arc::clone(&metrics), health));
         let connections = Arc::clone(&self.data.connections);

@@ -19,11 +19,13 @@ use super::access::Access;
 use super::body::Body;
 use super::error::{ApiError, BadRequest};
 use super::listen::{Handler, Peer};
+use super::peers;
 use super::respond::{self, Shape};
 use crate::cache::{Cache, CacheError, Client, Outcome};
 use crate::oci::{HostMap, Route, Routed};
 use crate::telemetry::metrics::{RequestLabels, RouteLabel};
 use crate::telemetry::{Metrics, RequestId};
+use crate::upstream::PeerKey;
 
 const MOST_HEADERS: usize = 64;
 
@@ -40,6 +42,8 @@ pub(super) struct Api {
     /// From the request's head to the answer's.
     pub(super) answer_within: Duration,
     pub(super) health: Health,
+    /// How other replicas are told from clients, where there are any.
+    pub(super) peers: Option<PeerKey>,
 }
 
 /// Whether we are alive and should get requests.
@@ -88,6 +92,11 @@ impl Handler for Api {
         let started = Instant::now();
         let id = RequestId::next();
         let mut answered = match checked {
+            Ok(()) if peers::is_claimed(&request) => Answered {
+                response: id.scope(peers::answer(self, &request, peer, id)).await,
+                routed: None,
+                outcome: None,
+            },
             Ok(()) => id.scope(self.route(&request, peer, id)).await,
             Err(e) => Answered::error(&request, &e.into()),
         };

@@ -18,6 +18,7 @@ use super::links::{Link, Links};
 use super::tags::{TagRecord, Tags, Variant};
 use super::{Store, StoreError};
 use crate::oci::{Digest, MediaType, Reference, Repository, Tag};
+use crate::policy::{Hit, Pattern};
 
 /// Levels of directories in a repository's name: more than fit into its 255 bytes.
 const DEEPEST: usize = 128;
@@ -75,6 +76,15 @@ pub struct ImageState {
     /// Configurations and layers that are not here though their manifest is.
     pub missing: Vec<Digest>,
     pub pinned: bool,
+}
+
+/// What only some images need.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct OnlyOf {
+    /// Blobs that are here.
+    pub blobs: Vec<Digest>,
+    /// Digests that the repository itself has no other use for.
+    pub links: Vec<Digest>,
 }
 
 /// Everything below a manifest.
@@ -225,17 +235,12 @@ fn current(record: &TagRecord) -> impl Iterator<Item = Digest> {
 impl Catalog {
     /// Every blob that is here, in no order.
     pub fn blobs(&self) -> impl Iterator<Item = BlobState> {
-        self.blobs.values().map(|known| BlobState {
-            digest: known.digest,
-            size: known.size,
-            used: known.used,
-            trusted: known.trusted,
-        })
+        self.blobs.values().map(BlobState::of)
     }
 
     #[must_use]
     pub fn blob(&self, digest: &Digest) -> Option<BlobState> {
-        self.blobs().find(|blob| blob.digest == *digest)
+        self.blobs.get(digest).map(BlobState::of)
     }
 
     /// The names of images: all tags, and linked manifests that nothing else leads to.
@@ -348,6 +353,79 @@ impl Catalog {
         above
     }
 
+    /// What would be of no use to any image that is here if these names were gone: blobs, and
+    /// the repository's links. The names are of one repository, or of one digest.
+    #[must_use]
+    pub fn only_of(&self, names: &[Name]) -> OnlyOf {
+        let mut all: Vec<Digest> = Vec::new();
+        for name in names {
+            let below = self.below(&name.digest);
+            all.extend(below.here);
+            all.extend(below.missing.into_iter().map(|(digest, _)| digest));
+        }
+        let repositories: HashSet<&Repository> =
+            names.iter().map(|name| &name.repository).collect();
+        let (mut needed, mut read) = (HashSet::new(), HashSet::new());
+        for other in self.names().iter().filter(|other| !names.contains(other)) {
+            let below = self.below(&other.digest).here;
+            if repositories.contains(&other.repository) {
+                read.extend(below.iter().copied());
+            }
+            needed.extend(below);
+        }
+        // A manifest that another repository gives by digest is an image there.
+        for shelf in self
+            .shelves
+            .iter()
+            .filter(|shelf| !repositories.contains(&shelf.repository))
+        {
+            let manifests = shelf
+                .links
+                .iter()
+                .filter(|(_, link)| link.media_type.is_some());
+            for (digest, _) in manifests.filter(|(digest, _)| all.contains(digest)) {
+                needed.extend(self.below(digest).here);
+            }
+        }
+        let blobs = all
+            .iter()
+            .filter(|digest| !needed.contains(digest))
+            .copied();
+        OnlyOf {
+            blobs: blobs
+                .filter(|digest| self.blobs.contains_key(digest))
+                .collect(),
+            links: all
+                .iter()
+                .filter(|digest| !read.contains(digest))
+                .copied()
+                .collect(),
+        }
+    }
+
+    /// The blobs that a pattern matches, by a link or a tag of theirs or of what leads to them.
+    #[must_use]
+    pub fn matched(&self, pattern: &Pattern) -> Vec<BlobState> {
+        let mut kept = HashSet::new();
+        for shelf in &self.shelves {
+            let name = shelf.repository.to_string();
+            let hits = |reference: Reference| pattern.hit(&name, Some(&reference)) == Hit::Yes;
+            let links = shelf.links.keys().copied();
+            let linked = links.filter(|digest| hits(Reference::Digest(*digest)));
+            let tags = shelf
+                .tags
+                .iter()
+                .filter(|(tag, _)| hits(Reference::Tag(tag.clone())));
+            let tagged = tags.flat_map(|(_, record)| current(record));
+            for root in linked.chain(tagged) {
+                kept.extend(self.below(&root).here);
+            }
+        }
+        self.blobs()
+            .filter(|blob| kept.contains(&blob.digest))
+            .collect()
+    }
+
     /// The repositories that may read the digest.
     pub fn linked(&self, digest: &Digest) -> impl Iterator<Item = &Repository> {
         let links = self
@@ -359,6 +437,17 @@ impl Catalog {
 
     pub(super) fn take_known(self) -> Vec<Known> {
         self.blobs.into_values().collect()
+    }
+}
+
+impl BlobState {
+    fn of(known: &Known) -> Self {
+        BlobState {
+            digest: known.digest,
+            size: known.size,
+            used: known.used,
+            trusted: known.trusted,
+        }
     }
 }
 

@@ -12,19 +12,22 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::StoreError;
 use super::disk::Disk;
 use super::files::{Stamp, blocking, lock, unix_now};
-use super::gone::Reason;
+use super::gone::{Gone, Reason};
 use crate::oci::{Digest, Hasher};
 
 /// How much is read at once: large enough to make system calls cheap, small enough for the cache.
 const CHUNK: usize = 256 * 1024;
 /// How much is hashed between two looks at whether the store is being closed.
 const STRIDE: u64 = 16 * 1024 * 1024;
-/// How fast the scrub reads, in bytes per microsecond (MB/s): a third of what a slow disk gives.
-const SCRUB_RATE: u64 = 32;
+/// How fast the scrub reads, in bytes a second: a third of what a slow disk gives.
+const SCRUB_RATE: u64 = 32_000_000;
+/// Shorter waits are added up.
+const SHORTEST_WAIT: Duration = Duration::from_millis(5);
 /// How old a hash may get before the scrub repeats it, in seconds.
 const SCRUB_AGE: i64 = 7 * 24 * 60 * 60;
 /// How often the scrub looks for blobs that are due.
@@ -50,6 +53,26 @@ struct Hashing {
     buffer: Vec<u8>,
 }
 
+/// Keeps to a rate, over many small blobs as over a large one.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// In bytes a second.
+    rate: u64,
+    since: Instant,
+    bytes: u64,
+}
+
+/// How far a look at all blobs is, and what it found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Checked {
+    /// Looked at, and how many there are.
+    pub blobs: (u64, u64),
+    pub bytes: (u64, u64),
+    /// Set aside: they did not hash, or could not be read.
+    pub wrong: Vec<Digest>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Right,
     Wrong,
@@ -148,6 +171,7 @@ impl Disk {
 
     /// Hashes every blob once a week, slowly. Cancel-safe.
     pub(super) async fn scrub(self: &Arc<Self>) {
+        let mut pace = Pace::new(SCRUB_RATE);
         loop {
             loop {
                 let due = self.with_index(|index| index.due(unix_now() - SCRUB_AGE, SCRUB_BATCH));
@@ -155,7 +179,7 @@ impl Disk {
                     break;
                 }
                 for digest in due {
-                    if let Err(error) = self.scrub_blob(digest).await {
+                    if let Err(error) = self.rehash(digest, &mut pace).await {
                         self.faults.note(&error);
                     }
                     // Right ones are confirmed, wrong ones gone; others are tried next week.
@@ -166,25 +190,71 @@ impl Disk {
         }
     }
 
-    async fn scrub_blob(self: &Arc<Self>, digest: Digest) -> Result<(), StoreError> {
+    /// Hashes every blob that is here, at most `rate` bytes a second, and sets aside what is
+    /// wrong: the next pull fetches it again. `report` hears of each blob. Cancel-safe.
+    ///
+    /// # Errors
+    /// When a file can neither be opened nor is known to be gone.
+    pub async fn verify(
+        self: &Arc<Self>,
+        rate: u64,
+        report: &(dyn Fn(&Checked) + Send + Sync),
+    ) -> Result<Checked, StoreError> {
+        let since = unix_now();
+        let mut known = lock(&self.index).known(Instant::now());
+        known.sort_unstable_by_key(|blob| blob.digest);
+        let mut checked = Checked {
+            blobs: (0, known.len() as u64),
+            bytes: (0, known.iter().map(|blob| blob.size).sum()),
+            wrong: Vec::new(),
+        };
+        report(&checked);
+        let mut pace = Pace::new(rate);
+        for blob in known {
+            let verdict = self
+                .faults
+                .noted(self.rehash(blob.digest, &mut pace).await)?;
+            // The scrub or a reader may have found it first.
+            let set_aside = |gone: &Gone| gone.reason == Reason::Wrong && gone.at >= since;
+            let is_wrong = verdict == Some(Verdict::Wrong)
+                || verdict.is_none() && self.gone.of(&blob.digest).iter().any(set_aside);
+            if is_wrong {
+                checked.wrong.push(blob.digest);
+            }
+            checked.blobs.0 += 1;
+            checked.bytes.0 += blob.size;
+            report(&checked);
+        }
+        Ok(checked)
+    }
+
+    /// None when the blob is gone.
+    async fn rehash(
+        self: &Arc<Self>,
+        digest: Digest,
+        pace: &mut Pace,
+    ) -> Result<Option<Verdict>, StoreError> {
         let disk = Arc::clone(self);
-        let mut unfinished = blocking(move || disk.hash(&digest)).await?;
-        while let Some(mut hashing) = unfinished {
+        let Some(mut hashing) = blocking(move || disk.hash(&digest)).await? else {
+            return Ok(None);
+        };
+        loop {
             let (disk, before) = (Arc::clone(self), hashing.offset);
-            let (after, rest) = blocking(move || {
+            let (after, next) = blocking(move || {
                 let read = hashing.stride();
                 let after = hashing.offset;
                 if matches!(read, Ok(true)) {
-                    return Ok((after, Some(hashing)));
+                    return Ok((after, Err(hashing)));
                 }
-                disk.judge(&digest, hashing, read);
-                Ok((after, None))
+                Ok((after, Ok(disk.judge(&digest, hashing, read))))
             })
             .await?;
-            unfinished = rest;
-            tokio::time::sleep(Duration::from_micros((after - before) / SCRUB_RATE)).await;
+            pace.keep(after - before).await;
+            match next {
+                Ok(verdict) => return Ok(Some(verdict)),
+                Err(rest) => hashing = rest,
+            }
         }
-        Ok(())
     }
 
     /// Starts to hash a blob; None when it is gone. Blocks.
@@ -201,10 +271,11 @@ impl Disk {
     }
 
     /// Acts on the end of a hash. A file that cannot be read is as bad as a wrong one. Blocks.
-    fn judge(&self, digest: &Digest, hashing: Hashing, read: io::Result<bool>) {
+    fn judge(&self, digest: &Digest, hashing: Hashing, read: io::Result<bool>) -> Verdict {
         let Hashing { file, stamp, .. } = &hashing;
         let (file, stamp) = (Arc::clone(file), *stamp);
-        match read.and_then(|_| hashing.verdict(digest)) {
+        let verdict = read.and_then(|_| hashing.verdict(digest));
+        match &verdict {
             Ok(Verdict::Right) => {
                 self.with_index(|index| index.confirm(digest, stamp, unix_now()));
                 // What was hashed may have come from memory: a clean end vouches for the disk.
@@ -213,13 +284,13 @@ impl Disk {
             Ok(Verdict::Wrong) => self.quarantine(digest, stamp.inode),
             Ok(Verdict::Changed) => {}
             Err(source) => {
-                self.faults.note(&StoreError::Io {
-                    what: format!("hash {digest}"),
-                    source,
-                });
+                let source = io::Error::new(source.kind(), source.to_string());
+                let what = format!("hash {digest}");
+                self.faults.note(&StoreError::Io { what, source });
                 self.quarantine(digest, stamp.inode);
             }
         }
+        verdict.unwrap_or(Verdict::Wrong)
     }
 }
 
@@ -248,6 +319,32 @@ impl Check {
 impl Drop for Check {
     fn drop(&mut self) {
         lock(&self.disk.checks).remove(&self.digest);
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    /// `rate` is in bytes a second.
+    fn new(rate: u64) -> Self {
+        Pace {
+            rate: rate.max(1),
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// Waits until `bytes` more are due. Who is late does not catch up.
+    async fn keep(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        let micros = u128::from(self.bytes) * 1_000_000 / u128::from(self.rate);
+        let due = self.since + Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
+        let now = Instant::now();
+        if due > now + SHORTEST_WAIT {
+            tokio::time::sleep_until(due).await;
+        } else if due < now {
+            (self.since, self.bytes) = (now, 0);
+        }
     }
 }
 

@@ -220,6 +220,12 @@ impl Disk {
         Ok(None)
     }
 
+    /// Bytes; see [`super::Config::max_size`].
+    #[must_use]
+    pub fn max_size(&self) -> u64 {
+        self.max_size
+    }
+
     /// The pins of this store.
     #[must_use]
     pub fn pins(&self) -> &Pins {

@@ -89,6 +89,11 @@ impl Disk {
             .unwrap_or(false)
     }
 
+    /// In bytes.
+    fn low_mark(&self) -> u64 {
+        self.max_size / 100 * LOW_MARK
+    }
+
     /// Bytes that count against `max_size`. Blocks.
     pub(super) fn used(&self) -> u64 {
         let others = bytes_below(&self.layout.spool()) + bytes_below(&self.layout.quarantine());
@@ -111,7 +116,7 @@ impl Disk {
                 return;
             }
             let reason = Reason::Limit { used, limit };
-            let freed = self.evict_alone(used - limit / 100 * LOW_MARK, reason, &mut evicting);
+            let freed = self.evict_alone(used - self.low_mark(), reason, &mut evicting);
             used = if freed > 0 { self.used() } else { 0 };
         }
     }
@@ -133,19 +138,28 @@ impl Disk {
         // The copy is all that readers wait for.
         let known = lock(&self.index).known(Instant::now());
         let order = Order::of(known);
-        let mut freed = self.evict_in(&order, bytes, reason, Strength::Pattern);
-        if freed < bytes && self.pins.has_patterns() {
+        let (mut freed, pinned) = self.evict_in(&order, bytes, reason, Strength::Pattern);
+        if freed < bytes && pinned > self.max_size && self.pins.has_patterns() {
             tracing::warn!("what pinned patterns match does not fit; the least recent of it goes");
-            freed += self.evict_in(&order, bytes - freed, reason, Strength::Image);
+            let surplus = (pinned - self.low_mark()).min(bytes - freed);
+            freed += self.evict_in(&order, surplus, reason, Strength::Image).0;
         }
         evicting.fruitless = (freed == 0).then(Instant::now);
         freed
     }
 
-    /// Evicts in this order, but for what is pinned with at least this strength.
-    fn evict_in(&self, order: &Order, bytes: u64, reason: Reason, strength: Strength) -> u64 {
-        let mut freed = 0;
-        let mut kept: HashSet<Digest> = HashSet::new();
+    /// Evicts in this order, but for what is pinned with at least this strength. Says how many
+    /// bytes went and how many, of those looked at, stayed because of pins.
+    fn evict_in(
+        &self,
+        order: &Order,
+        bytes: u64,
+        reason: Reason,
+        strength: Strength,
+    ) -> (u64, u64) {
+        let (mut freed, mut pinned_bytes) = (0, 0);
+        // What stays because of what leads to it: a pinned manifest, a busy one.
+        let (mut below_pinned, mut below_busy) = (HashSet::new(), HashSet::new());
         for batch in order.first_to_go.chunks(BATCH) {
             if freed >= bytes {
                 break;
@@ -160,15 +174,20 @@ impl Disk {
                         break;
                     }
                     let digest = known.digest;
+                    let children = known.children.iter().copied();
                     let pinned = self.pins.strength(&digest) >= Some(strength);
-                    let stays = pinned || kept.contains(&digest);
-                    let outcome = if stays {
+                    if pinned || below_pinned.contains(&digest) {
+                        pinned_bytes += known.size;
+                        below_pinned.extend(children);
+                        continue;
+                    }
+                    let outcome = if below_busy.contains(&digest) {
                         Taken::Busy
                     } else {
                         index.take_idle(&digest, known.turn, now)
                     };
                     match outcome {
-                        Taken::Busy => kept.extend(known.children.iter().copied()),
+                        Taken::Busy => below_busy.extend(children),
                         Taken::Absent => {}
                         Taken::Out { used } => {
                             let size = known.size;
@@ -192,7 +211,7 @@ impl Disk {
                 .inc_by(gone.len() as u64);
             self.note_gone(gone);
         }
-        freed
+        (freed, pinned_bytes)
     }
 
     /// Removes the file of a blob that is out of the index. Blocks.

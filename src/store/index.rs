@@ -297,7 +297,11 @@ impl Index {
     /// Some blob that may be a manifest and that nobody has looked into.
     pub(super) fn next_unread(&mut self) -> Option<Digest> {
         loop {
-            let digest = self.unread.pop()?;
+            let Some(digest) = self.unread.pop() else {
+                // After a start it was as long as the store is large.
+                self.unread = Vec::new();
+                return None;
+            };
             let unread = self
                 .entries
                 .get(&digest)

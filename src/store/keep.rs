@@ -224,8 +224,12 @@ impl Store {
     }
 
     /// Takes blobs away, with every repository's link to them; those that somebody holds stay.
-    /// Gives the bytes that went. Who reads one reads on.
-    pub async fn purge(&self, catalog: &Catalog, digests: Vec<Digest>) -> Result<u64, StoreError> {
+    /// Gives how many and how many bytes went. Who reads one reads on.
+    pub async fn purge(
+        &self,
+        catalog: &Catalog,
+        digests: Vec<Digest>,
+    ) -> Result<(usize, u64), StoreError> {
         for digest in &digests {
             for repository in catalog.linked(digest) {
                 self.links.remove_link(repository, digest).await;
@@ -239,7 +243,7 @@ impl Store {
 }
 
 impl Disk {
-    fn purge(&self, digests: &[Digest]) -> u64 {
+    fn purge(&self, digests: &[Digest]) -> (usize, u64) {
         let _moves = lock(&self.moves);
         let mut gone = Vec::new();
         for digest in digests {
@@ -253,7 +257,7 @@ impl Disk {
                 gone.push(entry.gone(*digest, Reason::Purged));
             }
         }
-        let freed = gone.iter().map(|gone| gone.size).sum();
+        let freed = (gone.len(), gone.iter().map(|gone| gone.size).sum());
         self.note_gone(gone);
         freed
     }

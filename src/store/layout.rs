@@ -28,6 +28,10 @@ impl Layout {
         self.root.join("lock")
     }
 
+    pub(super) fn control(&self) -> PathBuf {
+        self.root.join("control.sock")
+    }
+
     pub(super) fn v1(&self) -> PathBuf {
         self.root.join("v1")
     }

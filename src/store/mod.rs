@@ -11,6 +11,7 @@
 //! v1/spool/                         fills in progress, and files on their way to their names
 //! v1/quarantine/                    blobs that were found not to hash, for 24 hours
 //! lock                              held by the one process that uses the store
+//! control.sock                      where that process hears its operators
 //! ```
 //!
 //! A failing disk never fails a pull: what cannot be kept is reported to the caller, counted and
@@ -23,6 +24,8 @@
 
 pub mod catalog;
 mod check;
+pub mod claims;
+pub mod control;
 pub mod disk;
 mod evict;
 mod files;
@@ -56,11 +59,13 @@ use tokio_util::sync::CancellationToken;
 use crate::oci::Digest;
 use crate::telemetry::Metrics;
 
+pub use check::Checked;
+pub use claims::{Claim, Claims};
 pub use disk::Disk;
 pub use evict::Hold;
 pub use gone::Gone;
 pub use links::{Link, Links};
-pub use object::Shared;
+pub use object::{Shared, SharedError};
 pub use pins::Pins;
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};

@@ -4,7 +4,8 @@
 //! compare-and-swap: an object's version (its `ETag`) must still be the one that was read.
 //!
 //! A failing store never fails a pull. Every call is bounded in time, and after three failures in a
-//! row nobody asks for five seconds: [`SharedError::Down`] costs nothing.
+//! row nobody asks for five seconds: [`SharedError::Down`] costs nothing. Then one call finds out
+//! for all whether it is back.
 
 mod config;
 mod connect;
@@ -181,6 +182,20 @@ impl Shared {
         self.list(Tree::Claims).try_next().await.map(drop)
     }
 
+    /// Whether to ask now; who is told so after a pause finds out for all the others.
+    fn may_ask(&self) -> bool {
+        let mut health = lock(&self.health);
+        let now = Instant::now();
+        match health.until {
+            None => true,
+            Some(until) if until > now => false,
+            Some(_) => {
+                health.until = Some(now + DOWN);
+                true
+            }
+        }
+    }
+
     /// Asks, unless that is pointless now, and learns from how it went. `what` is for people.
     async fn ask<T>(
         &self,
@@ -188,7 +203,7 @@ impl Shared {
         within: Duration,
         answer: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, SharedError> {
-        if !self.is_up() {
+        if !self.may_ask() {
             return Err(SharedError::Down);
         }
         let result = match tokio::time::timeout(within, answer).await {

@@ -182,13 +182,16 @@ fn walk(layout: &Layout, algorithm: Algorithm) -> io::Result<Vec<(Digest, Stamp)
         if !shard.file_type()?.is_dir() {
             continue;
         }
+        let shard_name = shard.file_name();
         for file in std::fs::read_dir(shard.path())? {
             let file = file?;
-            let digest = file
-                .file_name()
+            let name = file.file_name();
+            // In another shard nobody would find it.
+            let hex = name
                 .to_str()
-                .and_then(|hex| digest_of(algorithm, hex));
-            if let Some(digest) = digest.filter(|digest| file.path() == layout.blob(digest))
+                .filter(|hex| shard_name.to_str() == hex.get(..2));
+            let digest = hex.and_then(|hex| digest_of(algorithm, hex));
+            if let Some(digest) = digest
                 && let Some(metadata) = found(file.metadata())?
                 && metadata.is_file()
             {

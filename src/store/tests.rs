@@ -7,6 +7,7 @@ mod full;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -66,8 +67,18 @@ impl Dir {
         self.open_sized(1 << 40)
     }
 
+    /// A store that was dropped a moment ago may be locked for another: programs that other tests
+    /// start have its file until they are loaded.
     pub(super) fn open_sized(&self, max_size: u64) -> Arc<Store> {
-        open(self.path(), max_size, &self.metrics).unwrap()
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            match open(self.path(), max_size, &self.metrics) {
+                Err(StoreError::Locked(_)) if std::time::Instant::now() < deadline => {
+                    std::thread::yield_now();
+                }
+                opened => return opened.unwrap(),
+            }
+        }
     }
 }
 

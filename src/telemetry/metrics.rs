@@ -46,6 +46,12 @@ pub struct Metrics {
     pub fill_resumes: Counter,
     /// Fills that could not keep their bytes (disk full or failing) and slid past their readers.
     pub fill_slides: Counter,
+    /// Body bytes received from nearer than the upstream.
+    pub near_received: Family<NearLabels, Counter>,
+    /// What became of claims of this replica.
+    pub claims: Family<ClaimLabels, Counter>,
+    /// Requests of other replicas, by what they were answered.
+    pub peer_requests: Family<PeerLabels, Counter>,
     /// Bytes of blobs on the local disk.
     pub store_size: Gauge,
     /// Blobs on the local disk.
@@ -152,6 +158,46 @@ pub enum FillResult {
     Failed,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NearLabels {
+    pub source: NearSource,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum NearSource {
+    /// The store that replicas share.
+    Shared,
+    /// Another replica.
+    Peer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ClaimLabels {
+    pub event: ClaimEvent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum ClaimEvent {
+    Made,
+    /// From a replica that went silent.
+    TakenOver,
+    /// To a replica that thought this one dead.
+    Lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PeerLabels {
+    pub result: PeerResult,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum PeerResult {
+    Served,
+    NotFound,
+    /// From outside the peers' networks, or not signed with their secret.
+    Refused,
+}
+
 // === impl Metrics ===
 
 impl Metrics {
@@ -237,6 +283,7 @@ impl Metrics {
             self.fill_resumes.clone(),
         );
         r.register("fill_slides", "Fills that slid", self.fill_slides.clone());
+        self.register_replicas(r);
         r.register_with_unit(
             "store_size",
             "Bytes on disk",
@@ -260,6 +307,22 @@ impl Metrics {
             self.store_errors.clone(),
         );
         registry
+    }
+
+    /// What replicas do for each other.
+    fn register_replicas(&self, r: &mut Registry) {
+        r.register_with_unit(
+            "near_received",
+            "Body bytes received from the shared store and from peers",
+            Unit::Bytes,
+            self.near_received.clone(),
+        );
+        r.register("claims", "Claims of this replica", self.claims.clone());
+        r.register(
+            "peer_requests",
+            "Requests of other replicas",
+            self.peer_requests.clone(),
+        );
     }
 }
 

@@ -65,6 +65,8 @@ pub(super) enum Purpose {
 #[derive(Clone, Debug)]
 pub(super) struct AddressGuard {
     pub(super) allowed: Vec<IpNet>,
+    /// False: not even public addresses.
+    pub(super) public: bool,
 }
 
 // === impl HostPattern ===
@@ -230,7 +232,8 @@ pub(super) fn is_private_channel(url: &Url) -> bool {
         || url.host_str() == Some("localhost")
 }
 
-fn literal(url: &Url) -> Option<IpAddr> {
+/// The address that `url` spells, if it does.
+pub(super) fn literal(url: &Url) -> Option<IpAddr> {
     match url.host()? {
         Host::Ipv4(address) => Some(address.into()),
         Host::Ipv6(address) => Some(address.into()),
@@ -246,7 +249,7 @@ impl AddressGuard {
         self.allowed
             .iter()
             .any(|network| network.contains(&address))
-            || !is_internal(address)
+            || self.public && !is_internal(address)
     }
 
     /// Those of the addresses of `host` that may be connected to; an error when none may.

@@ -91,17 +91,12 @@ impl<'a> Factory<'a> {
             return Ok(Arc::clone(clients));
         }
         let (ca_files, allowed) = &key;
-        let mut certificates = Vec::new();
-        for path in ca_files {
-            certificates.extend(read_certificates(path)?);
-        }
+        let certificates = read_all_certificates(ca_files)?;
         let guard = Arc::new(AddressGuard {
             allowed: allowed.clone(),
+            public: true,
         });
-        let build = |blobs| {
-            self.client(blobs, &certificates, Arc::clone(&guard))
-                .map_err(|error| format!("no HTTP client can be made: {error}"))
-        };
+        let build = |blobs| self.client(blobs, &certificates, Arc::clone(&guard));
         let clients = Arc::new(Clients {
             general: build(false)?,
             blobs: build(true)?,
@@ -110,12 +105,23 @@ impl<'a> Factory<'a> {
         Ok(clients)
     }
 
+    /// The client for other replicas, which are in these networks and nowhere else. Blocking:
+    /// reads certificates.
+    pub(super) fn peers(&self, networks: &[IpNet]) -> Result<Client, String> {
+        let certificates = read_all_certificates(&self.egress.ca_files)?;
+        let guard = AddressGuard {
+            allowed: networks.to_vec(),
+            public: false,
+        };
+        self.client(true, &certificates, Arc::new(guard))
+    }
+
     fn client(
         &self,
         blobs: bool,
         certificates: &[Certificate],
         guard: Arc<AddressGuard>,
-    ) -> reqwest::Result<Client> {
+    ) -> Result<Client, String> {
         let mut headers = HeaderMap::new();
         // Bytes must arrive as they are, or they do not hash.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -134,7 +140,7 @@ impl<'a> Factory<'a> {
             .tcp_keepalive(Duration::from_secs(60))
             .pool_idle_timeout(Duration::from_secs(60))
             .pool_max_idle_per_host(64);
-        if blobs {
+        let built = if blobs {
             builder.http1_only().build()
         } else {
             builder
@@ -144,8 +150,17 @@ impl<'a> Factory<'a> {
                 .http2_keep_alive_interval(Duration::from_secs(20))
                 .http2_keep_alive_timeout(self.limits.connect)
                 .build()
-        }
+        };
+        built.map_err(|error| format!("no HTTP client can be made: {error}"))
     }
+}
+
+fn read_all_certificates(paths: &[PathBuf]) -> Result<Vec<Certificate>, String> {
+    let mut certificates = Vec::new();
+    for path in paths {
+        certificates.extend(read_certificates(path)?);
+    }
+    Ok(certificates)
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<Certificate>, String> {

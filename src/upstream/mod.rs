@@ -9,6 +9,8 @@
 //! - `http`: the clients, whose resolver screens addresses;
 //! - `blob`, `tags`: what the answer must look like.
 //!
+//! [`Peers`] are other replicas of this proxy, dialled with the same care.
+//!
 //! Nothing of a client's request is passed on but the name, the reference and the media types
 //! that it accepts. What comes back is bounded and typed, but not yet judged: whether bytes have
 //! their digest is the caller's question.
@@ -22,6 +24,7 @@ mod egress;
 pub mod error;
 mod http;
 pub mod known;
+mod peer;
 mod referrers;
 mod registries;
 mod request;
@@ -54,6 +57,7 @@ pub use credentials::ShareWith;
 pub use egress::{HostPattern, InvalidHost};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use http::store_client;
+pub use peer::{PEER_BLOBS, PeerKey, Peers};
 pub use registries::{HostLists, Served, Upstreams};
 pub use tags::TagList;
 

@@ -118,13 +118,12 @@ impl Transport {
         };
         let limit = self.limits.first_byte;
         match timeout(limit, client.execute(request)).await {
-            Ok(Ok(response)) => Ok(Answer {
+            Ok(Ok(response)) => Ok(Answer::new(
                 response,
                 host,
-                idle: self.limits.idle,
-                received: self.meter.received.clone(),
-                left_origin: false,
-            }),
+                self.limits.idle,
+                self.meter.received.clone(),
+            )),
             Ok(Err(error)) => Err(UpstreamErrorKind::of_request(
                 &error,
                 &host,
@@ -166,6 +165,22 @@ impl Meter {
 // === impl Answer ===
 
 impl Answer {
+    /// `idle` bounds silence inside the body, whose bytes `received` counts.
+    pub(super) fn new(
+        response: reqwest::Response,
+        host: String,
+        idle: Duration,
+        received: Counter,
+    ) -> Self {
+        Answer {
+            response,
+            host,
+            idle,
+            received,
+            left_origin: false,
+        }
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
     }

@@ -1,8 +1,9 @@
 //! A source in memory that behaves as badly as it is told to.
 
+use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,7 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Duration, sleep};
 
 use super::Case;
-use crate::fill::{Opened, Source, SourceError, SourceErrorKind, message_cause};
+use crate::fill::{
+    Near, Nearest, Opened, Source, SourceError, SourceErrorKind, Vigil, message_cause,
+};
+use crate::oci::Digest;
 
 /// How a source behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,98 @@ pub(super) struct Fake {
     open: Arc<Semaphore>,
     /// Bytes sent, all bodies together.
     pub(super) sent: Arc<AtomicU64>,
+    /// Times that it was told of its wrong bytes.
+    pub(super) condemned: AtomicU64,
+}
+
+/// Who has it near: one after the other, each for a time.
+#[derive(Debug)]
+pub(super) struct FakeNear {
+    stops: Mutex<VecDeque<Stop>>,
+    latency: Duration,
+    /// Vigils that were told of a commit.
+    pub(super) committed: Arc<AtomicU64>,
+    /// Vigils that are held, and how often the way turned.
+    pub(super) held: Arc<AtomicU64>,
+    pub(super) turns: AtomicU64,
+}
+
+/// One answer.
+#[derive(Debug)]
+pub(super) struct Stop {
+    /// None: the upstream.
+    pub(super) source: Option<Arc<Fake>>,
+    pub(super) outdated_after: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct FakeVigil {
+    outdated_after: Option<Duration>,
+    committed: Arc<AtomicU64>,
+    held: Arc<AtomicU64>,
+}
+
+// === impl FakeNear ===
+
+impl FakeNear {
+    pub(super) fn new(stops: impl IntoIterator<Item = Stop>, case: &Case) -> Self {
+        FakeNear {
+            stops: Mutex::new(stops.into_iter().collect()),
+            latency: Duration::from_millis(case.latency),
+            committed: Arc::default(),
+            held: Arc::default(),
+            turns: AtomicU64::new(0),
+        }
+    }
+}
+
+#[async_trait]
+impl Near for FakeNear {
+    async fn locate(&self, _: &Digest, _: Option<u64>, failed: &[String]) -> Nearest {
+        self.turns.fetch_add(1, Ordering::SeqCst);
+        sleep(self.latency).await;
+        let mut stops = self.stops.lock().unwrap();
+        let stop = loop {
+            match stops.pop_front() {
+                Some(stop) if (stop.source.as_ref()).is_some_and(|s| failed.contains(&s.name)) => {}
+                stop => break stop,
+            }
+        };
+        let vigil = stop.as_ref().map(|stop| {
+            self.held.fetch_add(1, Ordering::SeqCst);
+            let vigil = FakeVigil {
+                outdated_after: stop.outdated_after,
+                committed: Arc::clone(&self.committed),
+                held: Arc::clone(&self.held),
+            };
+            Arc::new(vigil) as Arc<dyn Vigil>
+        });
+        let source = stop.and_then(|stop| stop.source);
+        Nearest {
+            source: source.map(|source| source as Arc<dyn Source>),
+            vigil,
+        }
+    }
+}
+
+#[async_trait]
+impl Vigil for FakeVigil {
+    async fn outdated(self: Arc<Self>) {
+        match self.outdated_after {
+            Some(after) => sleep(after).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn committed(self: Arc<Self>) {
+        self.committed.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for FakeVigil {
+    fn drop(&mut self) {
+        self.held.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 // === impl Fake ===
@@ -64,6 +160,7 @@ impl Fake {
                 64
             })),
             sent: Arc::default(),
+            condemned: AtomicU64::new(0),
         }
     }
 }
@@ -87,6 +184,16 @@ impl Source for Fake {
 
     fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+
+    fn condemned(&self) {
+        assert_eq!(
+            self.manner,
+            Manner::Corrupt,
+            "{} sent no wrong byte",
+            self.name
+        );
+        self.condemned.fetch_add(1, Ordering::SeqCst);
     }
 
     async fn open(&self, range: Option<Range<u64>>) -> Result<Opened, SourceError> {

@@ -224,3 +224,51 @@ proptest! {
         prop_assert!(parse(&text[..cut], OCI_IMAGE).is_err());
     }
 }
+
+#[test]
+fn platforms_are_read_compared_and_written() {
+    let platform = |text: &str| text.parse::<Platform>().unwrap();
+    for text in ["linux/amd64", "linux/arm64/v8", "windows/amd64"] {
+        assert_eq!(platform(text).to_string(), text);
+    }
+    for text in [
+        "",
+        "linux",
+        "linux/",
+        "/amd64",
+        "linux/amd64/",
+        "a/b/c/d",
+        "linux/a b",
+    ] {
+        assert!(text.parse::<Platform>().is_err(), "{text:?}");
+    }
+    for (wanted, this, takes) in [
+        ("linux/amd64", "linux/amd64", true),
+        ("linux/arm", "linux/arm/v7", true),
+        ("linux/arm/v6", "linux/arm/v7", false),
+        ("linux/arm64", "linux/arm64/v8", true),
+        ("linux/arm64/v8", "linux/arm64", true),
+        ("linux/amd64", "windows/amd64", false),
+        ("linux/amd64", "unknown/unknown", false),
+    ] {
+        let found = platform(wanted).takes(&platform(this));
+        assert_eq!(found, takes, "{wanted} of {this}");
+    }
+}
+
+#[test]
+fn a_platform_that_makes_no_sense_is_none() {
+    let entry = |platform: &str| {
+        let digest = Digest::sha256(b"x");
+        let entry = format!(r#"{{"digest":"{digest}","size":1,"platform":{platform}}}"#);
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        let index = format!(r#"{{"mediaType":"{media_type}","manifests":[{entry}]}}"#);
+        let index = Manifest::parse(index.into(), None, Algorithm::Sha256).unwrap();
+        index.children().unwrap().remove(0).platform
+    };
+    let platform = entry(r#"{"os":"linux","architecture":"arm64","variant":"v8","x":[1]}"#);
+    assert_eq!(platform.unwrap().to_string(), "linux/arm64/v8");
+    for platform in ["7", "null", r#"{"os":1,"architecture":"a"}"#, "{}"] {
+        assert_eq!(entry(platform), None, "{platform}");
+    }
+}

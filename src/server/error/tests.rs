@@ -130,6 +130,11 @@ fn rows() -> Vec<Row> {
             BadRequest::Http10.into(),
         ),
         (
+            "a request in the name of another replica that is not signed as one",
+            "give all replicas the same secret, networks and clocks",
+            ApiError::peer_refused(),
+        ),
+        (
             "the upstream has no such manifest",
             "check the tag",
             from_cache(CacheError::ManifestUnknown),

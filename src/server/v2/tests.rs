@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
 use super::*;
 use crate::cache;
@@ -15,7 +16,9 @@ use crate::policy::{self, Engine};
 use crate::server::client::{Client, length};
 use crate::server::{Addresses, Config, Limits, Server};
 use crate::store::{self, Store};
-use crate::upstream::{self, Egress, Upstreams};
+use crate::telemetry::Secret;
+use crate::telemetry::metrics::{PeerLabels, PeerResult};
+use crate::upstream::{self, Egress, Peers, UpstreamErrorKind, Upstreams};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"config":{},"layers":[]}"#;
 const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -49,6 +52,11 @@ async fn cached(store: &Store) {
     }
 }
 
+fn peer_key(network: &str) -> PeerKey {
+    let secret = Secret::new("what replicas know".to_owned());
+    PeerKey::new(&secret, vec![network.parse().unwrap()])
+}
+
 async fn start() -> Running {
     let dir = tempfile::tempdir().unwrap();
     let (metrics, tracker) = (Arc::new(Metrics::default()), TaskTracker::new());
@@ -72,6 +80,7 @@ async fn start() -> Running {
         fills: Fills::new(
             fill::Config::default(),
             Arc::clone(&store.disk),
+            None,
             Arc::clone(&metrics),
             tracker.clone(),
             shutdown.clone(),
@@ -95,6 +104,7 @@ async fn start() -> Running {
         &config,
         Limits::default(),
         cache,
+        Some(peer_key("127.0.0.0/8")),
         Arc::clone(&metrics),
         receiver,
     )
@@ -340,4 +350,48 @@ async fn a_stopping_server_is_not_ready_and_ends_when_it_is_quiet() {
     TcpStream::connect(running.addresses.data)
         .await
         .unwrap_err();
+}
+
+/// What the asker's side sends is what this side takes: `upstream::tests::peer` has the details.
+#[tokio::test]
+async fn a_replica_gets_what_is_here_and_no_more() {
+    let running = start().await;
+    let (limits, egress) = (upstream::Limits::default(), Egress::default());
+    let peers = |key| Peers::new(key, &limits, &egress, &running.metrics).unwrap();
+    let ours = peers(peer_key("127.0.0.0/8"));
+    let url: Url = format!("http://{}", running.addresses.data)
+        .parse()
+        .unwrap();
+    let digest = Digest::sha256(&blob());
+
+    let mut whole = ours.blob(&url, &digest, None).await.unwrap();
+    assert_eq!((whole.range, whole.total), (None, Some(100 << 10)));
+    let mut bytes = Vec::new();
+    while let Some(chunk) = whole.body.chunk().await.unwrap() {
+        bytes.extend_from_slice(&chunk);
+    }
+    assert_eq!(bytes, blob());
+    let part = ours.blob(&url, &digest, Some(10..20)).await.unwrap();
+    assert_eq!((part.range, part.total), (Some(10..20), Some(100 << 10)));
+
+    let nowhere = ours.blob(&url, &Digest::sha256(b"nowhere"), None).await;
+    assert_eq!(nowhere.unwrap_err().kind, UpstreamErrorKind::NotFound);
+    let secret = Secret::new("another secret".to_owned());
+    let other = peers(PeerKey::new(&secret, vec!["127.0.0.0/8".parse().unwrap()]));
+    let refused = other.blob(&url, &digest, None).await;
+    assert_eq!(refused.unwrap_err().kind, UpstreamErrorKind::Refused);
+
+    let count = |result| {
+        let labels = PeerLabels { result };
+        running.metrics.peer_requests.get_or_create(&labels).get()
+    };
+    let counts = [
+        PeerResult::Served,
+        PeerResult::NotFound,
+        PeerResult::Refused,
+    ]
+    .map(count);
+    assert_eq!(counts, [2, 1, 1]);
+    running.shutdown.cancel();
+    running.tracker.close();
 }

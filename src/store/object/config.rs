@@ -1,12 +1,13 @@
 //! `[store.shared]`: which object store replicas share, and how it is reached.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use url::Url;
+use url::{Host, Url};
 
 use super::connect::{ConnectError, build};
 use crate::telemetry::SecretSource;
@@ -141,6 +142,78 @@ impl Config {
     }
 }
 
+// === impl Peers ===
+
+/// Fewer bytes of a secret could be guessed.
+const SHORTEST_SECRET: usize = 16;
+
+impl Peers {
+    /// What is wrong with it, each with its key. Blocking: reads the secret.
+    #[must_use]
+    pub fn check(&self) -> Vec<(&'static str, String)> {
+        let mut wrong = Vec::new();
+        if self.networks.is_empty() {
+            wrong.push((
+                "networks",
+                "names no network: replicas are dialled and answered only inside".to_owned(),
+            ));
+        }
+        let url = &self.advertise;
+        let plain = Url::parse(&url.origin().ascii_serialization()).as_ref() == Ok(url);
+        if !matches!(url.scheme(), "http" | "https") || !plain {
+            let message = "must be http:// or https:// with host and port and nothing more";
+            wrong.push(("advertise", message.to_owned()));
+        }
+        let literal = match url.host() {
+            Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+            Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+            Some(Host::Domain(_)) | None => None,
+        };
+        if let Some(address) = literal
+            && !self
+                .networks
+                .iter()
+                .any(|network| network.contains(&address))
+        {
+            let message = format!("{address} is not inside networks: no replica would dial it");
+            wrong.push(("advertise", message));
+        }
+        if let Some(network) = self.networks.iter().find(|network| !is_private(network))
+            && url.scheme() == "http"
+        {
+            let message = format!(
+                "is http://, and {network} is not private: anybody on the way could read along;                  use https:// or smaller networks"
+            );
+            wrong.push(("advertise", message));
+        }
+        match self.secret.read() {
+            Ok(secret) if secret.expose().len() < SHORTEST_SECRET => wrong.push((
+                "secret",
+                format!("is shorter than {SHORTEST_SECRET} bytes and could be guessed"),
+            )),
+            Ok(_) => {}
+            Err(message) => wrong.push(("secret", message)),
+        }
+        wrong
+    }
+}
+
+/// Whether nothing of a network is on the internet.
+fn is_private(network: &IpNet) -> bool {
+    const PRIVATE: [&str; 8] = [
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "::1/128",
+        "fc00::/7",
+    ];
+    let private = PRIVATE.iter().filter_map(|text| text.parse::<IpNet>().ok());
+    private.into_iter().any(|private| private.contains(network))
+}
+
 // === impl Location ===
 
 impl FromStr for Location {
@@ -204,6 +277,63 @@ impl fmt::Display for Location {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn peers(lines: &str) -> Vec<(&'static str, String)> {
+        let plain = "advertise = \"https://10.1.2.3:5000\"\nnetworks = [\"10.1.2.0/24\"]\n\
+                     secret = \"0123456789abcdef\"";
+        let mut table: toml::Table = toml::from_str(plain).unwrap();
+        table.extend(toml::from_str::<toml::Table>(lines).unwrap());
+        table.try_into::<Peers>().unwrap().check()
+    }
+
+    #[test]
+    fn peers_are_where_they_say_and_keep_their_secret() {
+        assert_eq!(peers(""), []);
+        assert_eq!(peers("advertise = \"http://10.1.2.3:5000\""), []);
+        assert_eq!(
+            peers("advertise = \"https://portcullis-0.portcullis:5000\""),
+            []
+        );
+        for (lines, key, message) in [
+            ("networks = []", "networks", "names no network"),
+            (
+                "advertise = \"https://10.9.9.9\"",
+                "advertise",
+                "is not inside networks",
+            ),
+            (
+                "advertise = \"https://[fd00::1]\"",
+                "advertise",
+                "is not inside networks",
+            ),
+            (
+                "advertise = \"ftp://a.example\"",
+                "advertise",
+                "must be http",
+            ),
+            (
+                "advertise = \"https://a.example/v2\"",
+                "advertise",
+                "nothing more",
+            ),
+            (
+                "advertise = \"https://u:p@a.example\"",
+                "advertise",
+                "nothing more",
+            ),
+            (
+                "advertise = \"http://a.example\"\nnetworks = [\"20.1.0.0/16\"]",
+                "advertise",
+                "is not private",
+            ),
+            ("secret = \"short\"", "secret", "could be guessed"),
+            ("secret = { file = \"/nowhere\" }", "secret", "/nowhere"),
+        ] {
+            let wrong = peers(lines);
+            let fits = |(at, text): &(&str, String)| *at == key && text.contains(message);
+            assert!(wrong.iter().any(fits), "{lines}: {wrong:?}");
+        }
+    }
 
     #[test]
     fn a_location_has_a_cloud_a_container_and_perhaps_a_prefix() {

@@ -1,13 +1,15 @@
 //! `kill -9` at any moment (fault row F25): a child process works on a store and is killed, again
 //! and again; what it leaves must always be a store in which everything visible is right.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::super::files::Temporary;
 use super::super::tags::{TagEntry, Variant};
+use super::evict::{image_pin, manifest};
 use super::*;
 use crate::oci::{MediaType, Reference, Tag};
 
@@ -27,16 +29,17 @@ fn whatever_moment_it_is_killed_at_every_blob_hashes() {
         runtime.block_on(work(Path::new(&path)));
     }
     let dir = Dir::new();
-    let mut seen = 0;
+    let (mut seen, mut pinned) = (0, BTreeSet::new());
     for round in 0..KILLS {
-        kill_somewhere(RandomState::new().hash_one(round), dir.path());
-        seen += runtime.block_on(examine(&dir));
+        kill_somewhere(RandomState::new().hash_one(round), dir.path(), &mut pinned);
+        seen += runtime.block_on(examine(&dir, &pinned));
     }
-    assert!(seen > 0, "the child has done nothing");
+    assert!(seen > 0 && !pinned.is_empty(), "the child has done nothing");
 }
 
-/// Starts a child and kills it some steps and some microseconds later.
-fn kill_somewhere(random: u64, path: &Path) {
+/// Starts a child and kills it some steps and some microseconds later. What it acknowledged goes to
+/// `pinned`.
+fn kill_somewhere(random: u64, path: &Path, pinned: &mut BTreeSet<String>) {
     let test = format!(
         "{}::whatever_moment_it_is_killed_at_every_blob_hashes",
         module(module_path!())
@@ -57,15 +60,29 @@ fn kill_somewhere(random: u64, path: &Path) {
             "the child ended: {:?}",
             child.wait()
         );
+        note(pinned, &step);
     }
     // Orders nothing: without it the kill would always hit the beginning of a step.
     std::thread::sleep(Duration::from_micros((random >> 32) % 5000));
     child.kill().unwrap();
     child.wait().unwrap();
+    let mut rest = Vec::new();
+    said.read_to_end(&mut rest).unwrap();
+    rest.split_inclusive(|byte| *byte == b'+')
+        .for_each(|step| note(pinned, step));
+}
+
+/// A step that says a name has pinned an image.
+fn note(pinned: &mut BTreeSet<String>, step: &[u8]) {
+    let text = std::str::from_utf8(step).unwrap_or_default();
+    let name = text
+        .strip_suffix('+')
+        .and_then(|text| text.split('!').nth(1));
+    pinned.extend(name.map(str::to_owned));
 }
 
 /// Says how many blobs there were.
-async fn examine(dir: &Dir) -> usize {
+async fn examine(dir: &Dir, pinned: &BTreeSet<String>) -> usize {
     let store = dir.open_sized(MAX_SIZE);
     let layout = dir.layout();
     for name in names_in(&layout.spool()) {
@@ -89,7 +106,18 @@ async fn examine(dir: &Dir) -> usize {
             "{tag} is damaged"
         );
     }
-    store.links.digests(&here).await;
+    for image in pinned {
+        let pin = store
+            .disk
+            .pins()
+            .image(image)
+            .expect("a pin that was acknowledged");
+        for blob in &pin.closure {
+            let bytes = bytes_of(&store.disk, &blob.digest).await;
+            assert!(bytes.is_some(), "{} of {image} is gone", blob.digest);
+            assert!(store.links.link(&here, &blob.digest).await.is_some());
+        }
+    }
     // Sometimes the child finds a clean store, sometimes not.
     if digests.len().is_multiple_of(2) {
         store.close().await.unwrap();
@@ -106,7 +134,27 @@ async fn work(path: &Path) -> ! {
     for step in 0_u64.. {
         let number = random.hash_one(step);
         let length = usize::try_from((number >> 32) % 400_000).unwrap();
-        match number % 8 {
+        let mut said = String::new();
+        match number % 9 {
+            8 => {
+                let layer = put(&store.disk, &content(number, length / 10)).await;
+                let image = put(&store.disk, &manifest(number, &[layer])).await;
+                // As one that is pinned is held.
+                let _holds = [image, layer].map(|digest| store.disk.hold(&digest, "a test"));
+                for digest in [&image, &layer] {
+                    store.links.add_link(&here, digest, None).await;
+                }
+                let name = catalog::Name {
+                    repository: here.clone(),
+                    reference: Reference::Digest(image),
+                    digest: image,
+                };
+                let pin = image_pin(&format!("image-{}", number % 5), &[image, layer]);
+                // Another commit may have had it evicted before it was held.
+                if store.pin_image(&name, pin.clone()).await.is_ok() {
+                    said = format!("!{}!", pin.image);
+                }
+            }
             0..3 => {
                 let digest = put(&store.disk, &content(number, length / 10)).await;
                 store.links.add_link(&here, &digest, None).await;
@@ -135,7 +183,10 @@ async fn work(path: &Path) -> ! {
             }
         }
         let mut out = std::io::stdout();
-        out.write_all(b"+").and_then(|()| out.flush()).unwrap();
+        said.push('+');
+        out.write_all(said.as_bytes())
+            .and_then(|()| out.flush())
+            .unwrap();
     }
     unreachable!("there are many steps")
 }

@@ -12,7 +12,7 @@ use super::super::pins::{ImagePin, PatternPin, PinnedBlob};
 use super::*;
 
 /// A manifest that refers to `blobs` and is like no other of another `name`.
-fn manifest(name: u64, blobs: &[Digest]) -> Bytes {
+pub(super) fn manifest(name: u64, blobs: &[Digest]) -> Bytes {
     let layers = blobs
         .iter()
         .map(|digest| format!(r#"{{"digest":"{digest}","size":1}}"#));
@@ -37,7 +37,7 @@ async fn evict(store: &Store, bytes: u64) -> u64 {
         .unwrap()
 }
 
-fn image_pin(image: &str, closure: &[Digest]) -> ImagePin {
+pub(super) fn image_pin(image: &str, closure: &[Digest]) -> ImagePin {
     let blobs = closure.iter().map(|digest| PinnedBlob {
         digest: *digest,
         size: 1000,
@@ -306,6 +306,41 @@ async fn a_pattern_keeps_what_it_matches_as_long_as_that_fits() {
         .filter(|digest| is_here(&store, digest))
         .count();
     assert_eq!(left, 1, "never more than the limit");
+}
+
+#[tokio::test]
+async fn a_purge_leaves_what_any_other_name_leads_to() {
+    let dir = Dir::new();
+    let store = dir.open();
+    let (here, there) = (repository("quay.io/a"), repository("quay.io/b"));
+    let mut layers = Vec::new();
+    for seed in 0..3 {
+        layers.push(put(&store.disk, &content(seed, 1000)).await);
+    }
+    let one = put(&store.disk, &manifest(1, &layers[..2])).await;
+    let two = put(&store.disk, &manifest(2, &layers[2..])).await;
+    let index = put(&store.disk, &manifest(3, &[one, two])).await;
+    let json = crate::oci::MediaType::parse("application/json").unwrap();
+    for digest in [one, two, index] {
+        store.links.add_link(&here, &digest, Some(&json)).await;
+    }
+    // The other repository gives one of the manifests, by digest.
+    store.links.add_link(&there, &two, Some(&json)).await;
+    let catalog = store.catalog().await.unwrap();
+    let names = catalog.names();
+    let purged: Vec<_> = names
+        .into_iter()
+        .filter(|name| name.digest == index)
+        .collect();
+    let only = catalog.only_of(&purged);
+    assert_eq!(only.blobs, [index, one, layers[0], layers[1]]);
+    assert_eq!(only.links.len(), 6);
+    let held = store.disk.hold(&layers[0], "a test");
+    assert_eq!(store.purge(&catalog, only.blobs).await.unwrap().0, 3);
+    drop(held);
+    let left = [index, one, two, layers[0], layers[1], layers[2]];
+    let left = left.map(|digest| is_here(&store, &digest));
+    assert_eq!(left, [false, false, true, true, false, true]);
 }
 
 #[derive(Clone, Debug)]

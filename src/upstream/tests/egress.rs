@@ -126,6 +126,7 @@ fn the_longest_wildcard_is_meant() {
 
 fn guard(allowed: &[&str]) -> AddressGuard {
     AddressGuard {
+        public: true,
         allowed: allowed
             .iter()
             .map(|network| network.parse().unwrap())

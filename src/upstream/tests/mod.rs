@@ -7,6 +7,7 @@ mod config;
 mod egress;
 mod faults;
 mod manifests;
+mod peer;
 mod redirects;
 mod server;
 mod tags;

@@ -95,6 +95,13 @@ impl Setup {
         self
     }
 
+    /// Listens on a port that others know before it starts.
+    pub fn listen_on(mut self, port: u16) -> Self {
+        self.sections.remove("server");
+        let lines = format!("listen = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:0\"");
+        self.section("server", &lines)
+    }
+
     /// More lines for `registry.example`.
     pub fn upstream(self, lines: &str) -> Self {
         self.section("upstreams.\"registry.example\"", lines)
@@ -272,6 +279,10 @@ impl Proxy {
     pub fn kill9(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, signal: Signal) {

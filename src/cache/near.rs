@@ -1,0 +1,465 @@
+//! Who has a blob near: the store that replicas share, and the replica that fills it for all.
+//!
+//! A fill that asks is sent
+//!
+//! | what is found | where |
+//! |---|---|
+//! | the blob in the shared store | there |
+//! | no blob, and the claim is ours now | to the upstream, for everybody |
+//! | no blob, and another replica has the claim | to that replica, which sends what it has so far |
+//! | no answer within 250 ms | to the upstream, until the answer comes |
+//!
+//! A holder that goes silent costs the others a few seconds: one of them takes its claim over, the
+//! rest follow that one. Without `[store.shared.peers]` nobody could follow, so nobody claims.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use moka::sync::Cache as Memory;
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use super::flight::Flights;
+use super::source::{body_stream, source_error};
+use crate::fill::{Near, Nearest, Opened, Source, SourceError, SourceErrorKind, Vigil};
+use crate::oci::Digest;
+use crate::store::claims::{Holder, LOOK, Standing};
+use crate::store::{Claim, Claims, Shared, SharedError};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{NearLabels, NearSource};
+use crate::upstream::{Peers, UpstreamErrorKind};
+
+/// How long a pull waits before it goes to the upstream.
+const ASK: Duration = Duration::from_millis(250);
+/// How long one waits that was cut off from a holder: until that one is dead, or shows that it
+/// lives.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// A smaller blob is fetched in less time than it takes to agree on who does it.
+const WORTH_A_CLAIM: u64 = 1024 * 1024;
+/// How long a source that sent wrong bytes is not used for that digest.
+const CONDEMNED: Duration = Duration::from_secs(60);
+/// How long a replica that could not be reached is not tried.
+const UNREACHABLE: Duration = Duration::from_secs(30);
+/// Sources remembered for either.
+const REMEMBERED: u64 = 4096;
+/// The name of the shared store among sources.
+const SHARED: &str = "the shared store";
+
+/// Everything near, for all fills.
+#[derive(Clone, Debug)]
+pub struct Nearby {
+    shared: Arc<Shared>,
+    fleet: Option<Fleet>,
+    /// One question at a time for each digest; it goes on when a pull has waited long enough.
+    finds: Arc<Flights<Digest, Found>>,
+    condemned: Memory<(Digest, String), ()>,
+    unreachable: Memory<String, ()>,
+    received: Counter,
+    tracker: TaskTracker,
+}
+
+/// The other replicas.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    pub claims: Arc<Claims>,
+    pub peers: Arc<Peers>,
+}
+
+#[derive(Clone, Debug)]
+enum Found {
+    Shared,
+    Peer { holder: Holder, address: Url },
+    Mine(Claim),
+    Nothing,
+}
+
+/// A blob in the shared store.
+struct SharedSource {
+    nearby: Nearby,
+    digest: Digest,
+}
+
+/// A blob at another replica.
+struct PeerSource {
+    nearby: Nearby,
+    peers: Arc<Peers>,
+    address: Url,
+    digest: Digest,
+    name: String,
+}
+
+/// We fill for all.
+#[derive(Debug)]
+struct Holding {
+    claim: Claim,
+    nearby: Nearby,
+    digest: Digest,
+    /// The shared store may have the blob by now.
+    look_again: bool,
+}
+
+/// Another replica fills, and we follow.
+#[derive(Debug)]
+struct Following {
+    claims: Arc<Claims>,
+    digest: Digest,
+    replica: String,
+}
+
+/// The answer is still to come.
+#[derive(Debug)]
+struct Late {
+    nearby: Nearby,
+    digest: Digest,
+    /// Keeps what has been found until the fill has asked again.
+    found: Mutex<Found>,
+}
+
+// === impl Nearby ===
+
+impl Nearby {
+    /// `fleet` are the other replicas, if they can be reached.
+    #[must_use]
+    pub fn new(
+        shared: Arc<Shared>,
+        fleet: Option<Fleet>,
+        metrics: &Metrics,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let source = NearSource::Shared;
+        Nearby {
+            shared,
+            fleet,
+            finds: Arc::new(Flights::new(tracker)),
+            condemned: remember(CONDEMNED),
+            unreachable: remember(UNREACHABLE),
+            received: metrics
+                .near_received
+                .get_or_create(&NearLabels { source })
+                .clone(),
+            tracker: tracker.clone(),
+        }
+    }
+
+    /// Looks, or joins who looks already.
+    async fn find(&self, digest: &Digest, size: Option<u64>, failed: &[String]) -> Found {
+        let find = || {
+            let (nearby, digest, failed) = (self.clone(), *digest, failed.to_vec());
+            async move {
+                let found = nearby.try_find(&digest, size, &failed).await;
+                found.unwrap_or_else(|error| {
+                    tracing::debug!(%digest, %error, "nobody is asked for it");
+                    Found::Nothing
+                })
+            }
+        };
+        let (found, _) = self.finds.join(digest, find).await;
+        found.unwrap_or(Found::Nothing)
+    }
+
+    async fn try_find(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+        failed: &[String],
+    ) -> Result<Found, SharedError> {
+        if self.may_use_shared(digest, failed) && self.shared.stat(digest).await?.is_some() {
+            return Ok(Found::Shared);
+        }
+        let Some(fleet) = &self.fleet else {
+            return Ok(Found::Nothing);
+        };
+        if size.is_some_and(|size| size < WORTH_A_CLAIM) {
+            return Ok(Found::Nothing);
+        }
+        loop {
+            let holder = match fleet.claims.take(digest).await? {
+                Standing::Mine(claim) => return Ok(Found::Mine(claim)),
+                Standing::Theirs(holder) => holder,
+            };
+            let name = peer_name(&holder);
+            let has_failed = failed.contains(&name);
+            if let Some(address) = holder.address.clone()
+                && !has_failed
+                && !self.unreachable.contains_key(&name)
+                && !self.condemned.contains_key(&(*digest, name))
+            {
+                return Ok(Found::Peer { holder, address });
+            }
+            if !has_failed || !fallen_silent(&fleet.claims, digest, &holder).await? {
+                return Ok(Found::Nothing);
+            }
+        }
+    }
+
+    fn may_use_shared(&self, digest: &Digest, failed: &[String]) -> bool {
+        let condemned = self.condemned.contains_key(&(*digest, SHARED.to_owned()));
+        !condemned && failed.iter().all(|name| name != SHARED)
+    }
+
+    fn nearest(&self, digest: &Digest, found: Found, failed: &[String]) -> Nearest {
+        let (nearby, digest) = (self.clone(), *digest);
+        match (found, &self.fleet) {
+            (Found::Shared, _) => Nearest {
+                source: Some(Arc::new(SharedSource { nearby, digest })),
+                vigil: None,
+            },
+            (Found::Peer { holder, address }, Some(fleet)) => Nearest {
+                source: Some(Arc::new(PeerSource {
+                    nearby,
+                    peers: Arc::clone(&fleet.peers),
+                    address,
+                    digest,
+                    name: peer_name(&holder),
+                })),
+                vigil: Some(Arc::new(Following {
+                    claims: Arc::clone(&fleet.claims),
+                    digest,
+                    replica: holder.replica,
+                })),
+            },
+            (Found::Mine(claim), _) => Nearest {
+                source: None,
+                vigil: Some(Arc::new(Holding {
+                    claim,
+                    look_again: self.may_use_shared(&digest, failed),
+                    nearby,
+                    digest,
+                })),
+            },
+            (Found::Nothing | Found::Peer { .. }, _) => Nearest {
+                source: None,
+                vigil: None,
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Near for Nearby {
+    async fn locate(&self, digest: &Digest, size: Option<u64>, failed: &[String]) -> Nearest {
+        // Only who has lost a peer has to wait for what becomes of it.
+        let lost_a_peer = failed.iter().any(|name| name != SHARED);
+        let limit = if lost_a_peer { PATIENCE } else { ASK };
+        match timeout(limit, self.find(digest, size, failed)).await {
+            Ok(found) => self.nearest(digest, found, failed),
+            Err(_) => Nearest {
+                source: None,
+                vigil: Some(Arc::new(Late {
+                    nearby: self.clone(),
+                    digest: *digest,
+                    found: Mutex::new(Found::Nothing),
+                })),
+            },
+        }
+    }
+}
+
+/// Waits until the claim is free or has another holder; false when `holder` shows that it lives,
+/// and only we cannot reach it.
+async fn fallen_silent(
+    claims: &Claims,
+    digest: &Digest,
+    holder: &Holder,
+) -> Result<bool, SharedError> {
+    loop {
+        sleep(LOOK).await;
+        match claims.look(digest).await? {
+            Some((now, false)) if now == *holder => {}
+            Some((now, false)) => return Ok(now.replica != holder.replica),
+            Some((_, true)) | None => return Ok(true),
+        }
+    }
+}
+
+/// A replica that was started again is another one.
+fn peer_name(holder: &Holder) -> String {
+    let address = holder.address.as_ref().map_or("nowhere", Url::as_str);
+    format!("replica {} at {address}", holder.replica)
+}
+
+fn remember<K: std::hash::Hash + Eq + Send + Sync + 'static>(time: Duration) -> Memory<K, ()> {
+    Memory::builder()
+        .max_capacity(REMEMBERED)
+        .time_to_live(time)
+        .build()
+}
+
+// === vigils ===
+
+#[async_trait]
+impl Vigil for Holding {
+    async fn outdated(self: Arc<Self>) {
+        // Its last holder may have finished between our look and our claim.
+        if self.look_again && matches!(self.nearby.shared.stat(&self.digest).await, Ok(Some(_))) {
+            return;
+        }
+        self.claim.lost().await;
+    }
+}
+
+#[async_trait]
+impl Vigil for Following {
+    async fn outdated(self: Arc<Self>) {
+        loop {
+            sleep(LOOK).await;
+            match self.claims.look(&self.digest).await {
+                Ok(Some((holder, dead))) if dead || holder.replica != self.replica => return,
+                // Given back: it has the blob, or its connections tell that it has not.
+                Ok(None) => std::future::pending::<()>().await,
+                // A store that is down says nothing about the holder.
+                Ok(Some(_)) | Err(_) => {}
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Vigil for Late {
+    async fn outdated(self: Arc<Self>) {
+        let found = self.nearby.find(&self.digest, None, &[]).await;
+        let nothing = matches!(found, Found::Nothing);
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        if nothing {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+// === sources ===
+
+#[async_trait]
+impl Source for SharedSource {
+    fn name(&self) -> &str {
+        SHARED
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        self.nearby.shared.permit().await
+    }
+
+    fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.nearby.shared.try_permit()
+    }
+
+    async fn open(&self, range: Option<Range<u64>>) -> Result<Opened, SourceError> {
+        let found = self.nearby.shared.open(&self.digest, range).await;
+        let body = found
+            .map_err(shared_error)?
+            .ok_or_else(|| gone("it is not there any more"))?;
+        let (range, total) = (body.range.clone(), body.total);
+        let received = self.nearby.received.clone();
+        let body: BoxStream<'static, Result<Bytes, SourceError>> =
+            stream::unfold(Some((body, received)), |state| async {
+                let (mut body, received) = state?;
+                match body.chunk().await {
+                    Ok(Some(chunk)) => {
+                        received.inc_by(chunk.len() as u64);
+                        Some((Ok(chunk), Some((body, received))))
+                    }
+                    Ok(None) => None,
+                    Err(error) => Some((Err(shared_error(error)), None)),
+                }
+            })
+            .boxed();
+        Ok(Opened {
+            range: Some(range),
+            total: Some(total),
+            body,
+        })
+    }
+
+    /// Nobody is to read it again, and somebody may look why.
+    fn condemned(&self) {
+        let (nearby, digest) = (self.nearby.clone(), self.digest);
+        nearby.condemned.insert((digest, SHARED.to_owned()), ());
+        self.nearby.tracker.spawn(async move {
+            let set_aside = nearby.shared.quarantine(&digest).await;
+            match set_aside {
+                Ok(()) => {
+                    tracing::warn!(%digest, "a wrong object of the shared store is set aside");
+                }
+                Err(error) => {
+                    tracing::error!(%digest, %error, "cannot set a wrong object aside");
+                }
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl Source for PeerSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        self.peers.body_permit().await
+    }
+
+    fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.peers.try_body_permit()
+    }
+
+    async fn open(&self, range: Option<Range<u64>>) -> Result<Opened, SourceError> {
+        let answer = self.peers.blob(&self.address, &self.digest, range).await;
+        let answer = answer.map_err(|error| {
+            let about_the_blob = matches!(
+                error.kind,
+                UpstreamErrorKind::NotFound | UpstreamErrorKind::RangeNotSatisfiable
+            );
+            if !about_the_blob {
+                self.nearby.unreachable.insert(self.name.clone(), ());
+            }
+            source_error(error)
+        })?;
+        Ok(Opened {
+            range: answer.range,
+            total: answer.total,
+            body: body_stream(answer.body),
+        })
+    }
+
+    fn condemned(&self) {
+        let key = (self.digest, self.name.clone());
+        self.nearby.condemned.insert(key, ());
+    }
+}
+
+impl fmt::Debug for SharedSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(SHARED)
+    }
+}
+
+impl fmt::Debug for PeerSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+fn shared_error(error: SharedError) -> SourceError {
+    SourceError {
+        kind: SourceErrorKind::Broken,
+        cause: Arc::new(error),
+    }
+}
+
+fn gone(message: &'static str) -> SourceError {
+    SourceError {
+        kind: SourceErrorKind::Gone,
+        cause: Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(message)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
