@@ -71,6 +71,14 @@ pub enum Role {
 pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     raise_open_files();
     let engine = Engine::start(&config, Role::Server).await?;
+    if let (Some(shared), Some(config)) = (&engine.store.shared, &config.store.shared) {
+        engine
+            .tracker
+            .spawn(greet(Arc::clone(shared), config.url.clone()));
+        let (store, background) = (Arc::clone(&engine.store), engine.background.clone());
+        let prune = prune::run(store, config.prune_older_than, background);
+        engine.tracker.spawn(prune);
+    }
     let (_ready, ready) = watch::channel(true);
     let limits = Limits {
         answer: config.limits.answer,
@@ -119,13 +127,6 @@ impl Engine {
             Some(shared) => Some(connect(shared, config).await?),
             None => None,
         };
-        if let (Some(shared), Some(config)) = (shared.clone(), &config.store.shared) {
-            tracker.spawn(greet(Arc::clone(&shared), config.url.clone()));
-            if role == Role::Server {
-                let prune = prune::run(shared, config.prune_older_than, background.clone());
-                tracker.spawn(prune);
-            }
-        }
         let (store, upstreams, replicas) = {
             let (config, metrics) = (config.clone(), Arc::clone(&metrics));
             tokio::task::spawn_blocking(move || open(&config, shared, &metrics))
@@ -222,7 +223,10 @@ impl Engine {
 }
 
 /// The shared store, over an HTTP client of ours.
-async fn connect(shared: &object::Config, config: &Config) -> Result<Arc<Shared>, AppError> {
+///
+/// # Errors
+/// Names the key of the configuration that is wrong. A store that does not answer is no error.
+pub async fn connect(shared: &object::Config, config: &Config) -> Result<Arc<Shared>, AppError> {
     let (limits, egress) = (config.limits.clone(), config.egress.clone());
     let client = tokio::task::spawn_blocking(move || store_client(&limits, &egress))
         .await

@@ -14,11 +14,17 @@ use serde::de::{Deserialize as _, Deserializer, Error};
 /// Reads `"250ms"`, `"5s"`, `"1h 30m"`, `"3d"`; a day has 24 hours. Negative durations are refused.
 pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = Cow::<str>::deserialize(deserializer)?;
-    let span: Span = text.parse().map_err(D::Error::custom)?;
+    parse_duration(&text).map_err(D::Error::custom)
+}
+
+/// The same for an argument of a command.
+///
+/// # Errors
+/// Says what is wrong with the text.
+pub fn parse_duration(text: &str) -> Result<Duration, jiff::Error> {
+    let span: Span = text.parse()?;
     let duration = span.to_duration(SpanRelativeTo::days_are_24_hours());
-    duration
-        .and_then(Duration::try_from)
-        .map_err(D::Error::custom)
+    duration.and_then(Duration::try_from)
 }
 
 /// Writes a duration as the configuration would: `3d`, `1h 30m`.

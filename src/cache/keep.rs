@@ -87,6 +87,7 @@ impl Cache {
         self.fetch(&mut closure, report).await?;
         let pin = pin(&closure);
         self.store.pin_image(&closure.name, pin).await?;
+        self.tell_fleet_of_pins().await;
         Ok(Pinned {
             image,
             digest: Some(closure.name.digest),
@@ -105,6 +106,7 @@ impl Cache {
             at: now(),
         };
         self.store.pin_pattern(pin).await?;
+        self.tell_fleet_of_pins().await;
         let catalog = self.store.catalog().await?;
         let matched = catalog.matched(&parsed);
         Ok(Pinned {
@@ -116,11 +118,21 @@ impl Cache {
         })
     }
 
+    /// A pin holds here whatever the shared store does; it is told again within the hour.
+    async fn tell_fleet_of_pins(&self) {
+        if let Err(error) = self.store.publish_pins().await {
+            tracing::warn!(%error, "other replicas do not know yet what is pinned here");
+        }
+    }
+
     /// Unpins an image, however it is written, or a pattern as it was.
     pub async fn unpin(&self, name: &str) -> Result<(), KeepError> {
         let image = name.parse::<Image>();
         let canonical = image.map_or_else(|_| name.to_owned(), |image| canonical(&image));
         if self.store.unpin(&canonical).await? {
+            if let Err(error) = self.store.unpublish_pin(&canonical).await {
+                tracing::warn!(%error, "the shared store goes on keeping what was unpinned");
+            }
             Ok(())
         } else {
             Err(KeepError::NotHere(format!("a pin of {canonical}")))

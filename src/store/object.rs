@@ -177,6 +177,11 @@ impl Shared {
             .is_none_or(|until| until <= Instant::now())
     }
 
+    /// Whether it answers, and lets us in.
+    pub async fn probe(self: &Arc<Self>) -> Result<(), SharedError> {
+        self.list(Tree::Claims).try_next().await.map(drop)
+    }
+
     /// Whether to ask now; who is told so after a pause finds out for all the others.
     fn may_ask(&self) -> bool {
         let mut health = lock(&self.health);
@@ -189,11 +194,6 @@ impl Shared {
                 true
             }
         }
-    }
-
-    /// Whether it answers, and lets us in.
-    pub async fn probe(self: &Arc<Self>) -> Result<(), SharedError> {
-        self.list(Tree::Claims).try_next().await.map(drop)
     }
 
     /// Asks, unless that is pointless now, and learns from how it went. `what` is for people.

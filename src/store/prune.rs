@@ -10,6 +10,7 @@
 //! stays, and keeps what it refers to: it may be half of an image that is being uploaded.
 
 mod mark;
+mod pins;
 mod schedule;
 mod sweep;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use pins::PublishError;
 pub use schedule::run;
 
 use super::object::{Shared, SharedError, Tree};

@@ -4,9 +4,11 @@
 //! or, without one, by the same code in this process ([`ask`]).
 
 mod ask;
+mod prune;
 mod show;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
@@ -17,6 +19,7 @@ use super::Report;
 use crate::config::Source;
 use crate::server::control::{NameRequest, PinRequest, VerifyRequest};
 use crate::store::control::is_store;
+use crate::units;
 
 /// What commands end with when they found something wrong.
 const FINDINGS: u8 = 2;
@@ -54,6 +57,16 @@ pub(super) enum Cache {
         #[arg(value_name = "IMAGE|DIGEST")]
         name: String,
     },
+    /// Take away from the shared store what no replica has used for long; what is pinned, or what a
+    /// tag still points to, stays with everything it refers to
+    Prune {
+        /// At least 1d; without it store.shared.prune_older_than
+        #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+        older_than: Option<Duration>,
+        /// Only list what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Say why a blob or manifest is kept, or why it is gone
     Why {
         #[arg(value_name = "DIGEST")]
@@ -71,16 +84,23 @@ pub(super) enum Cache {
 impl Cache {
     pub(super) fn run(&self, source: &Source) -> anyhow::Result<Report> {
         let config = source.parse()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.context("cannot start the runtime")?;
+        if let Cache::Prune {
+            older_than,
+            dry_run,
+        } = self
+        {
+            return runtime.block_on(prune::run(&config, *older_than, *dry_run));
+        }
         let path = &config.store.path;
         // Only what fetches something may make a store.
         if !is_store(path) && !matches!(self, Cache::Pin { .. }) {
             let path = path.display();
             anyhow::bail!("there is no cache at {path}: --config names the server's configuration");
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build();
-        let runtime = runtime.context("cannot start the runtime")?;
         let answer =
             runtime.block_on(ask::ask(&config, source, self.request()?, self.progress()))?;
         Ok(self.report(answer))
@@ -104,6 +124,7 @@ impl Cache {
             }
             Cache::Unpin { name } => Asked::post("unpin", &NameRequest { name: name.clone() })?,
             Cache::Purge { name } => Asked::post("purge", &NameRequest { name: name.clone() })?,
+            Cache::Prune { .. } => anyhow::bail!("a prune asks no server"),
         })
     }
 
@@ -125,6 +146,7 @@ impl Cache {
             Cache::Purge { .. } => show::purged(&answer),
             Cache::Why { .. } => show::why(&answer),
             Cache::History { .. } => show::history(&answer),
+            Cache::Prune { .. } => String::new(),
         };
         let found = matches!(self, Cache::Verify { .. }) && answer["wrong"] != json!([]);
         Report {

@@ -110,6 +110,38 @@ fn some_duration<'de, D: serde::Deserializer<'de>>(
     units::duration(deserializer).map(Some)
 }
 
+// === impl Config ===
+
+impl Config {
+    /// Everything that can be known to be wrong without a connection: the key below
+    /// `store.shared`, and what is wrong with it. Blocks: reads secrets from files. `client` sends
+    /// nothing.
+    #[must_use]
+    pub fn check(&self, client: &reqwest::Client) -> Vec<(String, String)> {
+        let mut wrong = Vec::new();
+        let mut add = |key: &str, message: &str| wrong.push((key.to_owned(), message.to_owned()));
+        if let Err(ConnectError::Config { key, message }) = build(self, client.clone()) {
+            add(key, &message);
+        }
+        if !self.redirect.is_empty() && self.credential == Credential::Sas {
+            add(
+                "redirect",
+                "needs a credential that can sign URLs, which a SAS cannot",
+            );
+        }
+        if self
+            .prune_older_than
+            .is_some_and(|age| age < SHORTEST_PRUNE)
+        {
+            add(
+                "prune_older_than",
+                "must be at least 1d: replicas write down once an hour what they use",
+            );
+        }
+        wrong
+    }
+}
+
 // === impl Peers ===
 
 /// Fewer bytes of a secret could be guessed.
@@ -161,38 +193,6 @@ impl Peers {
             )),
             Ok(_) => {}
             Err(message) => wrong.push(("secret", message)),
-        }
-        wrong
-    }
-}
-
-// === impl Config ===
-
-impl Config {
-    /// Everything that can be known to be wrong without a connection: the key below
-    /// `store.shared`, and what is wrong with it. Blocks: reads secrets from files. `client` sends
-    /// nothing.
-    #[must_use]
-    pub fn check(&self, client: &reqwest::Client) -> Vec<(String, String)> {
-        let mut wrong = Vec::new();
-        let mut add = |key: &str, message: &str| wrong.push((key.to_owned(), message.to_owned()));
-        if let Err(ConnectError::Config { key, message }) = build(self, client.clone()) {
-            add(key, &message);
-        }
-        if !self.redirect.is_empty() && self.credential == Credential::Sas {
-            add(
-                "redirect",
-                "needs a credential that can sign URLs, which a SAS cannot",
-            );
-        }
-        if self
-            .prune_older_than
-            .is_some_and(|age| age < SHORTEST_PRUNE)
-        {
-            add(
-                "prune_older_than",
-                "must be at least 1d: replicas write down once an hour what they use",
-            );
         }
         wrong
     }

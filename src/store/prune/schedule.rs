@@ -1,4 +1,5 @@
-//! Once an hour a replica writes down what it uses; once a day one of them prunes.
+//! Once an hour a replica writes down what it uses and what it has pinned; once a day one of them
+//! prunes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{PruneError, Pruned, prune};
+use crate::store::Store;
 use crate::store::files::unix_now;
 use crate::store::object::{Name, Shared, SharedError};
 
@@ -23,19 +25,28 @@ struct LastPrune {
     began: i64,
 }
 
-/// Runs until `token` is cancelled. `older_than` is `store.shared.prune_older_than`.
-pub async fn run(shared: Arc<Shared>, older_than: Option<Duration>, token: CancellationToken) {
+/// Runs until `token` is cancelled. `older_than` is `store.shared.prune_older_than`. Does nothing
+/// without a shared store.
+pub async fn run(store: Arc<Store>, older_than: Option<Duration>, token: CancellationToken) {
+    let Some(shared) = &store.shared else {
+        return;
+    };
     while token
         .run_until_cancelled(tokio::time::sleep(HOUR))
         .await
         .is_some()
     {
-        if let Err(error) = shared.used.write(&shared).await {
+        if let Err(error) = shared.used.write(shared).await {
             tracing::warn!(%error, "cannot write down what is used");
+        }
+        if let Err(error) = store.publish_pins().await {
+            tracing::warn!(%error, "other replicas do not know what is pinned here");
+            // Who cannot say what has to stay must not take away what others did not say.
+            continue;
         }
         if let Some(older_than) = older_than {
             let pruned = token
-                .run_until_cancelled(once_a_day(&shared, older_than))
+                .run_until_cancelled(once_a_day(shared, older_than))
                 .await;
             match pruned {
                 Some(Ok(Some(pruned))) => tracing::info!(
@@ -49,7 +60,7 @@ pub async fn run(shared: Arc<Shared>, older_than: Option<Duration>, token: Cance
             }
         }
     }
-    let last = shared.used.write(&shared);
+    let last = shared.used.write(shared);
     if !matches!(tokio::time::timeout(LAST_NOTE, last).await, Ok(Ok(()))) {
         tracing::warn!("what was used in the last hour is not written down");
     }
