@@ -151,7 +151,8 @@ impl Engine {
                 let peers = Arc::clone(&replicas.peers);
                 Fleet { claims, peers }
             });
-            Arc::new(Nearby::new(shared, fleet, &metrics, &tracker)) as Arc<dyn Near>
+            let disk = Arc::clone(&store.disk);
+            Arc::new(Nearby::new(shared, disk, fleet, &metrics, &tracker)) as Arc<dyn Near>
         });
         let fills = Fills::new(
             config.fill.clone(),

@@ -33,7 +33,7 @@ use super::source::{body_stream, source_error};
 use crate::fill::{Near, Nearest, Opened, Source, SourceError, SourceErrorKind, Vigil};
 use crate::oci::Digest;
 use crate::store::claims::{Holder, LOOK, Standing};
-use crate::store::{Claim, Claims, Shared, SharedError};
+use crate::store::{Claim, Claims, Disk, Shared, SharedError};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{NearLabels, NearSource};
 use crate::upstream::{Peers, UpstreamErrorKind};
@@ -58,6 +58,7 @@ const SHARED: &str = "the shared store";
 #[derive(Clone, Debug)]
 pub struct Nearby {
     shared: Arc<Shared>,
+    disk: Arc<Disk>,
     fleet: Option<Fleet>,
     /// One question at a time for each digest; it goes on when a pull has waited long enough.
     finds: Arc<Flights<Digest, Found>>,
@@ -131,6 +132,7 @@ impl Nearby {
     #[must_use]
     pub fn new(
         shared: Arc<Shared>,
+        disk: Arc<Disk>,
         fleet: Option<Fleet>,
         metrics: &Metrics,
         tracker: &TaskTracker,
@@ -138,6 +140,7 @@ impl Nearby {
         let source = NearSource::Shared;
         Nearby {
             shared,
+            disk,
             fleet,
             finds: Arc::new(Flights::new(tracker)),
             condemned: remember(CONDEMNED),
@@ -312,6 +315,12 @@ impl Vigil for Holding {
             return;
         }
         self.claim.lost().await;
+    }
+
+    /// Until the shared store has the blob, the others are to come here for it.
+    fn committed(self: Arc<Self>) {
+        let claim = Box::new(self.claim.clone());
+        self.nearby.disk.until_published(&self.digest, claim);
     }
 }
 

@@ -27,6 +27,8 @@ use crate::telemetry::metrics::PublishResult;
 const SMALL: usize = 32;
 /// Blobs on their way at once; each has four parts of 8 MiB in memory.
 const BLOBS: usize = 2;
+/// A larger blob is not uploaded by those who followed while its claim is held: once is enough.
+const WORTH_A_LOOK: u64 = 1024 * 1024;
 /// How long a name waits until it is written to the journal: most arrive sooner.
 const JOURNAL_DELAY: Duration = Duration::from_millis(500);
 /// How often to look whether the shared store is back.
@@ -37,6 +39,8 @@ const LAST_CHANCE: Duration = Duration::from_secs(5);
 /// Why something was not published this time.
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
+    #[error("another replica has claimed it and will bring it")]
+    Claimed,
     #[error(transparent)]
     Shared(#[from] SharedError),
     #[error(transparent)]
@@ -111,12 +115,14 @@ impl Store {
     }
 
     async fn publish_one(&self, tier: &Tier, taken: Taken, permit: OwnedSemaphorePermit) {
-        let result = self.bring(tier, taken.item()).await;
+        let result = self.bring(tier, &taken).await;
         drop(permit);
         match result {
             Ok(result) => taken.done(result),
             // Nobody was asked: it waits as before.
             Err(PublishError::Shared(SharedError::Down)) => drop(taken),
+            // Should it die, its claim goes, and then it is our turn.
+            Err(PublishError::Claimed) => taken.later(),
             Err(error) => {
                 if let PublishError::Shared(error) = &error {
                     tier.note(error);
@@ -127,10 +133,10 @@ impl Store {
     }
 
     /// Brings what a name stands for at this moment.
-    async fn bring(&self, tier: &Tier, item: &Item) -> Result<PublishResult, PublishError> {
+    async fn bring(&self, tier: &Tier, taken: &Taken) -> Result<PublishResult, PublishError> {
         let shared = &tier.shared;
-        match item {
-            Item::Blob(digest) => self.bring_blob(tier, digest).await,
+        match taken.item() {
+            Item::Blob(digest) => self.bring_blob(tier, digest, taken).await,
             Item::Link(repository, digest) => {
                 let Some(link) = self.links.link(repository, digest).await else {
                     return Ok(PublishResult::Gone);
@@ -162,6 +168,7 @@ impl Store {
         &self,
         tier: &Tier,
         digest: &Digest,
+        taken: &Taken,
     ) -> Result<PublishResult, PublishError> {
         // What an unclean end left is hashed before it goes there.
         let Some(blob) = self.disk.open_blob(digest).await? else {
@@ -178,6 +185,10 @@ impl Store {
                 if there.is_some() {
                     tracing::warn!(%digest, "a wrong object in the shared store is set aside");
                     shared.quarantine(digest).await?;
+                }
+                let mine = size < WORTH_A_LOOK || taken.is_claimed();
+                if !mine && shared.get(Name::Claim(digest)).await?.is_some() {
+                    return Err(PublishError::Claimed);
                 }
                 shared.put_blob(digest, blob.file(), size).await?;
                 PublishResult::Done

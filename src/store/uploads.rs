@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::StoreError;
+use super::claims::Claim;
 use super::files::{Faults, lock};
 use super::layout::Layout;
 use crate::oci::{Digest, Repository, Tag};
@@ -374,6 +375,13 @@ impl Taken {
         &self.item
     }
 
+    /// Whether a claim is kept until it has arrived.
+    pub(super) fn is_claimed(&self) -> bool {
+        let queue = lock(&self.uploads.queue);
+        let entry = queue.entries.get(&self.item);
+        entry.is_some_and(|entry| entry.keep.iter().any(|keep| keep.is::<Claim>()))
+    }
+
     /// It needs no publishing any more.
     pub(super) fn done(self, result: PublishResult) {
         self.uploads.count(&self.item, result);
@@ -383,6 +391,11 @@ impl Taken {
     /// It is tried again later.
     pub(super) fn failed(self) {
         self.uploads.count(&self.item, PublishResult::Failed);
+        self.settle(false);
+    }
+
+    /// The same, though nothing has failed.
+    pub(super) fn later(self) {
         self.settle(false);
     }
 

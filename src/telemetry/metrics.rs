@@ -355,6 +355,11 @@ impl Metrics {
             "Disk operations that failed",
             self.store_errors.clone(),
         );
+        registry
+    }
+
+    /// What replicas do for each other.
+    fn register_replicas(&self, r: &mut Registry) {
         r.register(
             "shared_published",
             "Things brought to the shared store",
@@ -370,11 +375,6 @@ impl Metrics {
             "Look-ups in the shared store",
             self.shared_lookups.clone(),
         );
-        registry
-    }
-
-    /// What replicas do for each other.
-    fn register_replicas(&self, r: &mut Registry) {
         r.register_with_unit(
             "near_received",
             "Body bytes received from the shared store and from peers",

@@ -287,7 +287,7 @@ async fn the_same_blob_at_the_same_time_is_one(store: Arc<Shared>) {
         let bytes = Arc::new(random(size));
         let mut tasks = JoinSet::new();
         for _ in 0..3 {
-            let (store, bytes) = (store.clone(), Arc::clone(&bytes));
+            let (store, bytes) = (Arc::clone(&store), Arc::clone(&bytes));
             tasks.spawn(async move { store.put(&bytes).await });
         }
         let digest = Digest::sha256(&bytes);

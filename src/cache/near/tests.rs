@@ -4,6 +4,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::time::Instant;
 
 use super::*;
+use crate::store::{self, Store};
 use crate::telemetry::Secret;
 use crate::upstream::{Egress, Limits, PeerKey};
 
@@ -30,7 +31,20 @@ fn replica(objects: &Objects, name: &str) -> Nearby {
     let key = PeerKey::new(&Secret::new("secret".to_owned()), Vec::new());
     let peers = Peers::new(key, &Limits::default(), &Egress::default(), &metrics).unwrap();
     let peers = Arc::new(peers);
-    Nearby::new(shared, Some(Fleet { claims, peers }), &metrics, &tracker)
+    let dir = tempfile::tempdir().unwrap();
+    let config = store::Config {
+        path: dir.path().to_owned(),
+        ..store::Config::default()
+    };
+    let store = Store::open(&config, None, Arc::clone(&metrics)).unwrap();
+    let disk = Arc::clone(&store.disk);
+    Nearby::new(
+        shared,
+        disk,
+        Some(Fleet { claims, peers }),
+        &metrics,
+        &tracker,
+    )
 }
 
 fn memory() -> Objects {

@@ -117,5 +117,5 @@ fn about(pin: &impl serde::Serialize) -> Map<String, Value> {
 }
 
 fn hash(name: &str) -> String {
-    Digest::sha256(name.as_bytes()).hex().to_string()
+    Digest::sha256(name.as_bytes()).hex()
 }

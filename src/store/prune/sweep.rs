@@ -85,7 +85,9 @@ pub(super) async fn blobs(
                     .try_collect()
                     .await?
             };
-            going.iter().for_each(|doomed| pruned.count(doomed, tell));
+            for doomed in &going {
+                pruned.count(doomed, tell);
+            }
         }
     }
     Ok(pruned)
