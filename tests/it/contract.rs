@@ -15,13 +15,14 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use portcullis::oci::{Digest, MediaType, Reference, Repository, Tag};
 use portcullis::store::object::{self, Name, Tree};
-use portcullis::store::{self, Shared, Store, TagEntry, Variant, Verifier};
+use portcullis::store::{self, Shared, Store, TagEntry, Variant, Verifier, prune};
 use portcullis::telemetry::Metrics;
 use portcullis::upstream::{Egress, Limits, store_client};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::support::image::random;
+use crate::support::image::{Manifest, random};
 use crate::support::stores::{azurite, block_on, moto, unique};
 use crate::support::{KIB, MIB};
 
@@ -65,6 +66,7 @@ mod objects {
         changes_by_many_at_once_are_all_there
         an_object_is_deleted_once_or_twice
         every_name_is_listed_in_its_tree
+        what_nobody_used_is_pruned
     });
 }
 
@@ -486,6 +488,57 @@ async fn every_name_is_listed_in_its_tree(store: Arc<Shared>) {
         assert_eq!(read.version, found[0].version, "{name:?}");
         store.delete_listed(found[0]).await.unwrap();
         assert!(store.get(name).await.unwrap().is_none(), "{name:?}");
+    }
+}
+
+/// To whoever prunes, everything here is older than the window, but for what a tag says.
+async fn what_nobody_used_is_pruned(store: Arc<Shared>) {
+    let window = jiff::Timestamp::now().as_second() + 1000;
+    let repository = repository("registry.example/a");
+    let base = store.put(&random(LARGE)).await;
+    let mut images = Vec::new();
+    for tag in ["kept", "pinned", "gone"] {
+        let own = store.put(&random(KIB)).await;
+        let manifest = Manifest::referring_to(&[(base, LARGE), (own, KIB)]);
+        let image = store.put(&manifest.bytes).await;
+        let seen = if tag == "kept" { window + 1 } else { 0 };
+        let kind = MediaType::parse(&manifest.media_type).unwrap();
+        let entry = TagEntry::new(image, kind, manifest.bytes.len() as u64, seen);
+        let record = json!({ "variants": { "any": [entry] }, "checked": seen });
+        let tag: Tag = tag.parse().unwrap();
+        for (name, bytes) in [
+            (Name::Tag(&repository, &tag), record.to_string()),
+            (Name::Link(&repository, &own), "{}".to_owned()),
+            (Name::Led(&repository, &own), "{}".to_owned()),
+        ] {
+            store.overwrite(name, bytes.into()).await.unwrap();
+        }
+        images.push((tag, image, own));
+    }
+    let (_, image, own) = &images[1];
+    let pin = json!({ "image": "x", "closure": [{ "digest": image, "size": 9 }, own, base] });
+    let pin = pin.to_string().into();
+    store.overwrite(Name::Pin("ab"), pin).await.unwrap();
+
+    let mut would = Vec::new();
+    let tell = |doomed: &prune::Doomed| would.push(doomed.name.clone());
+    let dry = prune::prune(&store, window, true, tell).await.unwrap();
+    let mut gone = Vec::new();
+    let tell = |doomed: &prune::Doomed| gone.push(doomed.name.clone());
+    let pruned = prune::prune(&store, window, false, tell).await.unwrap();
+    would.sort();
+    gone.sort();
+    assert_eq!((dry, would), (pruned, gone));
+    assert_eq!((pruned.objects, pruned.kept), (5, 5));
+    assert!(store.stat(&base).await.unwrap().is_some());
+    for (tag, image, own) in &images {
+        let stays = tag.as_str() != "gone";
+        for digest in [image, own] {
+            assert_eq!(store.stat(digest).await.unwrap().is_some(), stays, "{tag}");
+        }
+        for name in [Name::Tag(&repository, tag), Name::Link(&repository, own)] {
+            assert_eq!(store.get(name).await.unwrap().is_some(), stays, "{tag}");
+        }
     }
 }
 

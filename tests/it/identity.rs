@@ -373,3 +373,36 @@ fn the_identity_of_the_machine_is_asked_for_at_its_address() {
         nobody.assert_never_called();
     });
 }
+
+#[test]
+fn a_prune_is_a_command_that_needs_no_server() {
+    let upstream = Upstream::start();
+    let name = azurite().fresh_container();
+    let proxy = Setup::new(&upstream)
+        .section("store.shared", &azurite().lines(&name))
+        .start();
+    proxy.logs().wait_for(SHARING);
+    let said = |arguments: &[&str]| proxy.run(|setup| setup, arguments);
+    let text = said(&["cache", "prune", "--older-than", "30d"])
+        .assert_success()
+        .stdout;
+    assert!(text.contains("0 objects"), "{text}");
+    let json = said(&[
+        "cache",
+        "prune",
+        "--older-than",
+        "48h",
+        "--dry-run",
+        "-o",
+        "json",
+    ]);
+    let json: serde_json::Value = serde_json::from_str(&json.assert_success().stdout).unwrap();
+    assert_eq!(
+        (&json["dry_run"], &json["older_than"]),
+        (&true.into(), &"2d".into())
+    );
+    let short = said(&["cache", "prune", "--older-than", "23h"]).assert_failure();
+    assert!(short.text.contains("at least 1d"), "{}", short.text);
+    let unsaid = said(&["cache", "prune"]).assert_failure();
+    assert!(unsaid.text.contains("prune_older_than"), "{}", unsaid.text);
+}

@@ -25,6 +25,7 @@ mod credentials;
 mod deploy;
 mod e2e;
 mod faults;
+mod fleet;
 mod identity;
 mod integrity;
 mod keeping;

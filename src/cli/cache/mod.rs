@@ -60,7 +60,7 @@ pub(super) enum Cache {
     /// Take away from the shared store what no replica has used for long; what is pinned, or what a
     /// tag still points to, stays with everything it refers to
     Prune {
-        /// At least 1d; without it `store.shared.prune_older_than`
+        /// At least 1d; without it what `store.shared.prune_older_than` says
         #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
         older_than: Option<Duration>,
         /// Only list what would go

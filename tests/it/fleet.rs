@@ -1,0 +1,300 @@
+//! Several replicas, one store: what one of them knows, all of them know, and none of them needs
+//! the store to serve.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use portcullis::oci::Digest;
+use portcullis::store::prune;
+
+use crate::contract::open;
+use crate::support::image::{Image, Manifest};
+use crate::support::proxy::{Proxy, Setup};
+use crate::support::stores::{Azurite, Container, azurite, block_on};
+use crate::support::upstream::Upstream;
+use crate::support::{KIB, MIB, PATIENCE, at};
+
+/// Replicas in front of one upstream, over one container.
+struct Fleet<'a> {
+    azurite: &'a Azurite,
+    name: String,
+    change: fn(Setup) -> Setup,
+    replicas: Vec<Proxy>,
+}
+
+impl<'a> Fleet<'a> {
+    fn start(replicas: usize, upstream: &Upstream, azurite: &'a Azurite) -> Self {
+        Fleet::start_with(replicas, upstream, azurite, |setup| setup)
+    }
+
+    fn start_with(
+        replicas: usize,
+        upstream: &Upstream,
+        azurite: &'a Azurite,
+        change: fn(Setup) -> Setup,
+    ) -> Self {
+        let mut fleet = Fleet {
+            azurite,
+            name: azurite.fresh_container(),
+            change,
+            replicas: Vec::new(),
+        };
+        for _ in 0..replicas {
+            fleet.add(upstream);
+        }
+        fleet
+    }
+
+    /// One more, with an empty disk.
+    fn add(&mut self, upstream: &Upstream) -> &Proxy {
+        // Others have to know the port before it is bound. Nobody else is likely to get it so soon.
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        drop(socket);
+        let peers = format!(
+            "advertise = \"http://127.0.0.1:{port}\"\nnetworks = [\"127.0.0.0/8\"]\n\
+             secret = \"a secret that replicas have\""
+        );
+        let setup = Setup::new(upstream)
+            .shared(self.azurite, &self.name)
+            .listen_on(port)
+            .section("store.shared.peers", &peers);
+        self.replicas.push((self.change)(setup).start());
+        &self.replicas[self.replicas.len() - 1]
+    }
+
+    fn container(&self) -> Container {
+        self.azurite.container(&self.name)
+    }
+
+    /// Waits until everything of the images is in the shared store: blobs, tags and links.
+    fn wait_until_published(&self, images: &[&Image]) {
+        let deadline = Instant::now() + 2 * PATIENCE;
+        let container = self.container();
+        let mut missing: Vec<Digest> = images.iter().flat_map(|image| digests(image)).collect();
+        loop {
+            let names = container.names("/v1/");
+            let there = |part: &str, digest: &Digest| {
+                let end = format!("/{}", digest.hex());
+                names
+                    .iter()
+                    .any(|name| name.contains(part) && name.ends_with(&end))
+            };
+            missing.retain(|digest| !there("/blobs/", digest) || !there("/_links/", digest));
+            if missing.is_empty() {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{missing:?} never arrived: {names:#?}"
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn wait_until_no_claim_is_left(&self) {
+        let deadline = Instant::now() + 2 * PATIENCE;
+        while let Some(name) = self.container().names("/v1/claims/").first() {
+            assert!(Instant::now() < deadline, "{name} is left behind");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// The manifest, the config, the layers.
+fn digests(image: &Image) -> Vec<Digest> {
+    let blobs = image.blobs().map(|blob| Digest::sha256(blob));
+    std::iter::once(image.manifest.digest())
+        .chain(blobs)
+        .collect()
+}
+
+/// As a node does it: the tag, the manifest by its digest, config and layers.
+fn pull(proxy: &Proxy, tag: &str, image: &Image) {
+    let found = proxy
+        .head(&at(&format!("demo/app/manifests/{tag}")))
+        .assert(200);
+    let digest = image.manifest.digest().to_string();
+    assert_eq!(found.header("docker-content-digest"), Some(&*digest));
+    pull_by_digest(proxy, image);
+}
+
+fn pull_by_digest(proxy: &Proxy, image: &Image) {
+    let digest = image.manifest.digest();
+    let manifest = proxy.get(&at(&format!("demo/app/manifests/{digest}")));
+    manifest.assert_whole(&image.manifest.bytes);
+    for blob in image.blobs() {
+        let path = at(&format!("demo/app/blobs/{}", Digest::sha256(blob)));
+        proxy.get(&path).assert_whole(blob);
+    }
+}
+
+fn image(upstream: &Upstream, tag: &str, layers: &[usize]) -> Image {
+    let image = Image::with_layers(layers);
+    upstream.image("demo/app", tag, &image);
+    image
+}
+
+/// Prunes as if everything had been there for long.
+fn prune_all(fleet: &Fleet<'_>) -> prune::Pruned {
+    let store = open(&fleet.azurite.lines(&fleet.name));
+    let window = jiff::Timestamp::now().as_second() + 100_000;
+    block_on(prune::prune(&store, window, false, |_| {})).unwrap()
+}
+
+#[test]
+fn a_pull_beside_a_prune_succeeds() {
+    let upstream = Upstream::start();
+    let fleet = Fleet::start(2, &upstream, azurite());
+    let images: Vec<_> = (0..4)
+        .map(|n| {
+            (
+                n.to_string(),
+                image(&upstream, &n.to_string(), &[20 * KIB, 9 * MIB]),
+            )
+        })
+        .collect();
+    let done = Arc::new(AtomicBool::new(false));
+    thread::scope(|scope| {
+        for replica in &fleet.replicas {
+            let (images, done) = (&images, Arc::clone(&done));
+            scope.spawn(move || {
+                let mut rounds = 0;
+                while rounds < 3 || !done.load(Ordering::SeqCst) {
+                    images
+                        .iter()
+                        .for_each(|(tag, image)| pull(replica, tag, image));
+                    rounds += 1;
+                }
+            });
+        }
+        for _ in 0..5 {
+            prune_all(&fleet);
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn what_one_replica_was_told_all_know() {
+    for rules in [
+        "[[policy.rules]]\nid = \"all\"\nimages = [\"registry.example/**\"]\neffect = \"allow\"",
+        "[[policy.rules]]\nid = \"tags\"\nimages = [\"registry.example/**:v1\"]\neffect = \"allow\"",
+    ] {
+        let upstream = Upstream::start();
+        let setup = if rules.contains(":v1") {
+            |setup: Setup| {
+                setup.rules(
+                    "[[policy.rules]]\nid = \"tags\"\nimages = [\"registry.example/**:v1\"]\n\
+                     effect = \"allow\"",
+                )
+            }
+        } else {
+            |setup: Setup| setup
+        };
+        let fleet = Fleet::start_with(2, &upstream, azurite(), setup);
+        let image = image(&upstream, "v1", &[KIB, 300 * KIB]);
+        let [one, other] = &fleet.replicas[..] else {
+            unreachable!()
+        };
+        let tag = at("demo/app/manifests/v1");
+        one.head(&tag).assert(200);
+        // A load balancer sends the rest of the pull elsewhere.
+        pull_by_digest(other, &image);
+        other.head(&tag).assert(200);
+        let digest = image.manifest.digest();
+        assert_eq!(
+            upstream.hits("/manifests/v1"),
+            1,
+            "{:?}",
+            upstream.requests()
+        );
+        assert_eq!(upstream.hits(format!("/manifests/{digest}")), 0);
+    }
+}
+
+#[test]
+fn a_new_replica_with_an_empty_disk_needs_no_upstream() {
+    let mut upstream = Upstream::start();
+    let mut fleet = Fleet::start(3, &upstream, azurite());
+    let image = image(&upstream, "v1", &[KIB, 300 * KIB, 12 * MIB]);
+    let index = Manifest::index_of(&[&image.manifest]);
+    upstream.manifest("demo/app", "multi", &index);
+    for replica in &fleet.replicas {
+        replica
+            .get(&at("demo/app/manifests/multi"))
+            .assert_whole(&index.bytes);
+        pull(replica, "v1", &image);
+    }
+    fleet.wait_until_published(&[&image]);
+    for digest in digests(&image) {
+        let sent = upstream.sent(format!("/blobs/{digest}"));
+        assert!(
+            sent <= 12 * MIB as u64 + 64 * KIB as u64,
+            "{digest}: {sent}"
+        );
+    }
+    upstream.stop();
+    let fourth = fleet.add(&upstream);
+    pull(fourth, "v1", &image);
+    fourth
+        .get(&at("demo/app/manifests/multi"))
+        .assert_whole(&index.bytes);
+    fleet.wait_until_no_claim_is_left();
+    fleet.container().check();
+}
+
+#[test]
+fn a_store_that_is_gone_or_hangs_stops_no_pull_and_misses_nothing() {
+    let upstream = Upstream::start();
+    let mut azurite = Azurite::own();
+    let name = azurite.fresh_container();
+    let setup = Setup::new(&upstream).shared(&azurite, &name);
+    let mut proxy = setup.start();
+    let before = image(&upstream, "before", &[KIB, MIB]);
+    pull(&proxy, "before", &before);
+    let mut all = vec![before.clone()];
+
+    azurite.stop();
+    let killed = image(&upstream, "killed", &[KIB, 9 * MIB]);
+    for image in [("before", &before), ("killed", &killed)] {
+        pull(&proxy, image.0, image.1);
+    }
+    all.push(killed);
+    // What waits for the store survives.
+    proxy.kill9();
+    proxy.start_again();
+    azurite.start();
+    let fleet = Fleet {
+        azurite: &azurite,
+        name: name.clone(),
+        change: |setup| setup,
+        replicas: Vec::new(),
+    };
+    fleet.wait_until_published(&all.iter().collect::<Vec<_>>());
+
+    azurite.suspend();
+    let hung = image(&upstream, "hung", &[KIB, 9 * MIB]);
+    let started = Instant::now();
+    pull(&proxy, "before", &before);
+    pull(&proxy, "hung", &hung);
+    // Three look-ups that time out, and then nobody asks.
+    assert!(
+        started.elapsed() < Duration::from_secs(25),
+        "{:?}",
+        started.elapsed()
+    );
+    all.push(hung);
+    azurite.resume();
+    let fleet = Fleet {
+        azurite: &azurite,
+        name,
+        change: |setup| setup,
+        replicas: Vec::new(),
+    };
+    fleet.wait_until_published(&all.iter().collect::<Vec<_>>());
+    fleet.container().check();
+}
