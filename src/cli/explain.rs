@@ -84,6 +84,7 @@ impl Explain {
     pub(super) fn run(&self, source: &Source) -> anyhow::Result<Report> {
         let config = source.parse()?;
         let policy = compile(&config, source)?;
+        let names = config.server.own_names();
         let metrics = Arc::new(Metrics::default());
         // Policies are written far from the secrets and certificates that upstreams need.
         let upstreams = Upstreams::new(&config.upstreams, &config.limits, &config.egress, &metrics);
@@ -93,8 +94,8 @@ impl Explain {
         };
         let mut explanations = Vec::new();
         for image in &self.images {
-            let image: Image = image
-                .parse()
+            let image: Image = names
+                .image(image)
                 .with_context(|| format!("{image:?} is no image"))?;
             let client = self.client.clone().unwrap_or_default();
             explanations.push(Explanation::of(

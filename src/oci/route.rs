@@ -177,7 +177,11 @@ impl Route {
 }
 
 /// The registry and repository that a name means.
-fn locate(name: &str, ns: Option<&Registry>, default: &Registry) -> Result<Repository, RouteError> {
+pub(super) fn locate(
+    name: &str,
+    ns: Option<&Registry>,
+    default: &Registry,
+) -> Result<Repository, RouteError> {
     let (registry, path) = match ns {
         Some(ns) => match name.split_once('/') {
             Some((first, path)) if first.parse().as_ref() == Ok(ns) => (Some(ns.clone()), path),

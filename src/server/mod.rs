@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::cache::Cache;
-use crate::oci::{HostMap, Registry};
+use crate::oci::{HostMap, OwnNames, Registry};
 use crate::telemetry::{Metrics, SecretSource};
 use crate::upstream::PeerKey;
 use admin::Admin;
@@ -143,6 +143,22 @@ impl Config {
             wrong.push("server.http2 is offered on TLS only and needs [server.tls]".to_owned());
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+
+    /// How images are written that come from us.
+    #[must_use]
+    pub fn own_names(&self) -> OwnNames {
+        let mut names = OwnNames::default();
+        for (host, registry) in &self.hosts {
+            names.add(host, registry.clone());
+        }
+        let url = self.url.as_ref();
+        if let Some((host, port)) =
+            url.and_then(|url| url.host_str().zip(url.port_or_known_default()))
+        {
+            names.add_url(host, port, &self.default_registry);
+        }
+        names
     }
 
     fn host_map(&self) -> HostMap {

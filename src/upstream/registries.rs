@@ -38,8 +38,8 @@ pub struct Upstreams {
 pub struct Served {
     /// Sorted.
     pub registries: Vec<Registry>,
-    /// Keys such as `*.azurecr.io`.
-    pub wildcards: Vec<String>,
+    /// Keys such as `*.azurecr.io`, the longest first.
+    pub wildcards: Vec<HostPattern>,
 }
 
 /// The hosts that one registry may make us dial, as the configuration spells them.
@@ -164,7 +164,7 @@ impl Upstreams {
         let wildcards = self
             .wildcards
             .iter()
-            .map(|(pattern, _)| pattern.to_string())
+            .map(|(pattern, _)| pattern.clone())
             .collect();
         Served {
             registries,
@@ -187,6 +187,41 @@ impl Upstreams {
             auth_hosts: texts(&hosts.auth),
             redirect_hosts: texts(&hosts.redirect),
         })
+    }
+}
+
+// === impl Served ===
+
+impl Served {
+    /// What is served with these keys of `[upstreams]`. Names are enough for that: policies are
+    /// tried out far from the secrets and certificates that [`Upstreams::new`] reads. Keys that are
+    /// none are left out.
+    #[must_use]
+    pub fn by_name<'a>(keys: impl Iterator<Item = &'a str>) -> Self {
+        let (wildcards, exact): (Vec<_>, Vec<_>) = keys.partition(|key| key.starts_with('*'));
+        let known = REGISTRIES.iter().filter(|row| row.is_exact());
+        let names = exact.into_iter().chain(known.map(|row| row.registry));
+        let mut registries: Vec<Registry> = names.filter_map(|name| name.parse().ok()).collect();
+        registries.sort();
+        registries.dedup();
+        let wildcards = wildcards.iter().filter_map(|key| key.parse().ok());
+        let mut wildcards: Vec<HostPattern> = wildcards.collect();
+        wildcards.sort_by_key(|pattern| std::cmp::Reverse(pattern.len()));
+        Served {
+            registries,
+            wildcards,
+        }
+    }
+
+    /// Whether [`Upstreams::get`] has an upstream for `registry`.
+    #[must_use]
+    pub fn contains(&self, registry: &Registry) -> bool {
+        let (host, port) = (registry.host(), registry.port());
+        self.registries.binary_search(registry).is_ok()
+            || self
+                .wildcards
+                .iter()
+                .any(|pattern| pattern.matches(host, port))
     }
 }
 

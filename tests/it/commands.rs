@@ -73,6 +73,18 @@ fn explain_normalises_names() {
 }
 
 #[test]
+fn explain_knows_our_own_name() {
+    let config = format!("[server]\nurl = \"https://images.corp.example:5000\"\n{RULES}");
+    let image = "images.corp.example:5000/k8s.gcr.io/pause:3.9";
+    let output = portcullis(&config, &["explain", image]).assert_success();
+    assert!(
+        output.text.starts_with("k8s.gcr.io/pause:3.9\n"),
+        "{}",
+        output.text
+    );
+}
+
+#[test]
 fn explain_speaks_json() {
     let output = portcullis(RULES, &["explain", "-o", "json", "k8s.gcr.io/pause:3.9"]);
     let json: serde_json::Value = serde_json::from_str(&output.stdout)

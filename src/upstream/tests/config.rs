@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::telemetry::SecretSource;
-use crate::upstream::HostPattern;
 use crate::upstream::known::{Known, REGISTRIES};
+use crate::upstream::{HostPattern, Served};
 
 fn wrong(toml: &str) -> String {
     upstreams(toml, &Limits::default())
@@ -73,6 +73,24 @@ fn a_known_name_needs_only_what_differs() {
         hub.redirect_hosts
             .contains(&"production.cloudflare.docker.com".into())
     );
+    // The same as far as names tell.
+    let served = Served::by_name(["index.docker.io", "*.azurecr.io", "no name"].into_iter());
+    assert_eq!(served, upstreams.registries());
+    for (name, is_served) in [
+        ("docker.io", true),
+        ("quay.io", true),
+        ("corp.azurecr.io", true),
+        ("azurecr.io", false),
+        ("corp.azurecr.io:5000", false),
+        ("k8s.gcr.io", false),
+    ] {
+        assert_eq!(served.contains(&registry(name)), is_served, "{name}");
+        assert_eq!(
+            upstreams.get(&registry(name)).is_some(),
+            is_served,
+            "{name}"
+        );
+    }
     let azure = upstreams.hosts(&registry("corp.azurecr.io")).unwrap();
     assert_eq!(azure.endpoints, ["https://corp.azurecr.io"]);
     assert!(
