@@ -3,6 +3,7 @@
 //! A command other than `serve` makes a [`Report`]: text for people and JSON beside it. Reports go
 //! to stdout, everything else to stderr.
 
+mod audit;
 mod cache;
 mod check;
 mod explain;
@@ -46,6 +47,12 @@ pub struct Arguments {
 enum Output {
     Text,
     Json,
+    /// SARIF 2.1.0; `audit` only
+    Sarif,
+    /// wgpolicyk8s.io/v1alpha2; `audit` only
+    Policyreport,
+    /// openreports.io/v1alpha1; `audit` only
+    Openreports,
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +63,8 @@ enum Command {
     Check,
     /// Say which rule decides about an image, and which hosts a pull would dial
     Explain(explain::Explain),
+    /// Judge every image in manifests, compose files and Dockerfiles; exit 2 if one is not allowed
+    Audit(audit::Audit),
     /// Look after the cache
     #[command(subcommand)]
     Cache(cache::Cache),
@@ -82,11 +91,16 @@ impl Arguments {
     /// # Errors
     /// Whatever kept it from doing what it is for, with the way out in the message.
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        let everywhere = matches!(self.output, Output::Text | Output::Json);
+        if !everywhere && !matches!(self.command, Command::Audit(_)) {
+            anyhow::bail!("only audit knows this output: use -o text or -o json");
+        }
         let source = Source::find(self.config.as_deref())?;
         let report = match self.command {
             Command::Serve(serve) => return serve.run(&source),
             Command::Check => check::run(&source)?,
             Command::Explain(explain) => explain.run(&source)?,
+            Command::Audit(audit) => audit.run(&source, self.output)?,
             Command::Cache(cache) => cache.run(&source)?,
             Command::Nodes(nodes) => nodes.run(&source)?,
         };
@@ -134,7 +148,7 @@ impl Report {
         }
         let text = match output {
             Output::Text => self.text.clone(),
-            Output::Json => format!("{:#}\n", self.json),
+            _ => format!("{:#}\n", self.json),
         };
         match io::stdout().write_all(text.as_bytes()) {
             // `portcullis explain ... | head -1` is not a failure.

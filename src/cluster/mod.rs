@@ -1,3 +1,9 @@
-//! What the cluster around us needs in order to come to us.
+//! What the cluster around us needs in order to come to us, and what it runs.
 
+pub mod audit;
 pub mod hosts;
+pub mod inputs;
+pub mod judge;
+pub mod mention;
+pub mod node;
+pub mod workload;

@@ -18,6 +18,7 @@
 
 mod support;
 
+mod audit;
 mod cold_blob;
 mod commands;
 mod contract;
