@@ -14,14 +14,16 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::cache::{self, Cache, Fleet, Nearby};
+use crate::cluster::admission::Reviewer;
 use crate::config::{Config, Source};
 use crate::fill::{Fills, Near};
 use crate::policy;
+use crate::server::admission::Review;
 use crate::server::control::Control;
 use crate::server::{Limits, Server};
 use crate::store::{Claims, Shared, Store, StoreError, object, prune};
 use crate::telemetry::Metrics;
-use crate::upstream::{PeerKey, Peers, Upstreams, store_client};
+use crate::upstream::{PeerKey, Peers, Served, Upstreams, store_client};
 use reload::Reload;
 
 mod reload;
@@ -88,9 +90,16 @@ pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     let (cache, metrics) = (Arc::clone(&engine.cache), Arc::clone(&engine.metrics));
     let reload = Reload::new(Arc::clone(&cache), Arc::clone(&metrics), source);
     let peers = engine.peers.clone();
-    let server = Server::bind(&config.server, limits, cache, peers, metrics, ready)
+    let review = review(&config, &cache, &metrics);
+    let mut server = Server::bind(&config.server, limits, cache, peers, metrics, ready)
         .await
         .map_err(AppError::Listen)?;
+    if let (Some(admission), Some(tls)) = (&config.admission, config.admission_tls()) {
+        server = server
+            .with_admission(admission.listen, tls.clone(), review)
+            .await
+            .map_err(AppError::Listen)?;
+    }
     let shutdown = CancellationToken::new();
     let (signal, stop) = (signalled()?, shutdown.clone());
     engine.tracker.spawn(async move {
@@ -246,6 +255,17 @@ async fn greet(shared: Arc<Shared>, url: object::Location) {
             tracing::warn!(%url, %error, "no answer from the shared store; pulls go on without it");
         }
     }
+}
+
+/// What answers admission reviews: `server` has the socket, `cluster` knows what they mean.
+fn review(config: &Config, cache: &Arc<Cache>, metrics: &Arc<Metrics>) -> Review {
+    let reviewer = Reviewer {
+        cache: Arc::clone(cache),
+        names: config.server.own_names(),
+        served: Served::by_name(config.upstreams.keys().map(String::as_str)),
+        metrics: Arc::clone(metrics),
+    };
+    Review(Arc::new(move |body| reviewer.review(body)))
 }
 
 /// The parts that read files. Blocking.

@@ -49,7 +49,7 @@ def main(binary):
 def check_references(objects):
     for (kind, namespace, name), document in objects.items():
         where = f"{kind} {name}"
-        if kind != "Namespace":
+        if kind not in ("Namespace", "ValidatingWebhookConfiguration"):
             expect(("Namespace", None, namespace) in objects, f"{where}: no namespace {namespace}")
         pod = pod_of(document)
         if not pod:
@@ -73,13 +73,21 @@ def check_references(objects):
     proxy = objects["StatefulSet", "portcullis", "portcullis"]
     labels = proxy["spec"]["template"]["metadata"]["labels"]
     ports = {p["name"]: p["containerPort"] for p in pod_of(proxy)["containers"][0]["ports"]}
-    for service in ["portcullis", proxy["spec"]["serviceName"]]:
+    for service in ["portcullis", "portcullis-admission", proxy["spec"]["serviceName"]]:
         spec = objects["Service", "portcullis", service]["spec"]
         expect(spec["selector"].items() <= labels.items(), f"Service {service}: selects others")
         expect(all(p["targetPort"] in ports for p in spec["ports"]), f"Service {service}: ports")
     for kind, field in [("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")]:
         spec = objects[kind, "portcullis", "portcullis"]["spec"]
         expect(spec[field]["matchLabels"].items() <= labels.items(), f"{kind}: selects others")
+    (webhook,) = objects["ValidatingWebhookConfiguration", None, "portcullis"]["webhooks"]
+    service = webhook["clientConfig"]["service"]
+    (port,) = objects["Service", service["namespace"], service["name"]]["spec"]["ports"]
+    # An API server that is not told a port takes 443.
+    expect((service["path"], port["port"]) == ("/admission", 443), "the webhook asks elsewhere")
+    (exempt,) = webhook["namespaceSelector"]["matchExpressions"]
+    own = {namespace for _, namespace, _ in objects if namespace}
+    expect(own <= set(exempt["values"]), "the proxy needs itself to start")
     policy = objects["NetworkPolicy", "portcullis", "portcullis"]["spec"]
     allowed = {p["port"] for rule in policy["ingress"] for p in rule["ports"]}
     expect(allowed == set(ports.values()), "NetworkPolicy: not the ports of the pod")
@@ -107,6 +115,8 @@ def check_proxy(objects):
     expect(str(Path(server["tls"]["key"]).parent) in mounts, "the key is not where it is mounted")
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     expect(server["listen"] == f"0.0.0.0:{ports['registry']}", "listens elsewhere")
+    admission = config["admission"]["listen"]
+    expect(admission == f"0.0.0.0:{ports['admission']}", "admission is elsewhere")
     expect(server["metrics"] == f"0.0.0.0:{ports['metrics']}", "metrics are elsewhere")
     for probe, path in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz"),
                         ("startupProbe", "/healthz")]:

@@ -197,6 +197,12 @@ impl Cache {
         }))
     }
 
+    /// The rules that decide at this moment.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Engine> {
+        self.policy.load_full()
+    }
+
     /// Takes another policy from the next request on.
     pub fn set_policy(&self, policy: Engine) {
         self.policy.store(Arc::new(policy));

@@ -1,5 +1,6 @@
 //! What the cluster around us needs in order to come to us, and what it runs.
 
+pub mod admission;
 pub mod audit;
 pub mod hosts;
 pub mod inputs;

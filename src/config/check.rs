@@ -33,6 +33,9 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
     {
         wrong("server.tls", error.to_string());
     }
+    if let Some((key, message)) = admission(config) {
+        wrong(key, message);
+    }
     if let Err(error) = config.tags.immutable() {
         wrong("tags.immutable", error.to_string());
     }
@@ -111,6 +114,23 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
         message,
     }));
     faults
+}
+
+/// What is wrong with `[admission]`, and where.
+fn admission(config: &Config) -> Option<(&'static str, String)> {
+    let admission = config.admission.as_ref()?;
+    match (config.admission_tls(), &admission.tls) {
+        (None, _) => Some((
+            "admission",
+            "API servers speak TLS only: give [admission.tls] or [server.tls]".to_owned(),
+        )),
+        // That of the server is looked at already.
+        (Some(_), None) => None,
+        (Some(_), Some(own)) => {
+            let error = own.check().err()?;
+            Some(("admission.tls", error.to_string()))
+        }
+    }
 }
 
 /// What is right but may not do what it seems to.

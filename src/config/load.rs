@@ -19,9 +19,8 @@ use crate::policy::Problem;
 const PLACES: [&str; 2] = ["portcullis.toml", "/etc/portcullis/portcullis.toml"];
 
 /// Keys that are documented for a later version.
-const LATER: [&str; 8] = [
+const LATER: [&str; 7] = [
     "admin_token",
-    "admission",
     "credential",
     "from_environment",
     "proxy",

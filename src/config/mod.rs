@@ -27,6 +27,16 @@ pub struct Config {
     pub egress: upstream::Egress,
     pub upstreams: BTreeMap<String, upstream::Config>,
     pub policy: policy::Config,
+    pub admission: Option<server::admission::Config>,
+}
+
+impl Config {
+    /// The certificate of the admission listener, if there is one.
+    #[must_use]
+    pub fn admission_tls(&self) -> Option<&server::tls::Config> {
+        let own = self.admission.as_ref()?.tls.as_ref();
+        own.or(self.server.tls.as_ref())
+    }
 }
 
 /// Reads the file at `path`, or the one that [`Source::find`] finds. Blocking.

@@ -73,6 +73,8 @@ fn the_example_shows_the_defaults_and_every_key() {
         "[upstreams.x]",
         "[policy]",
         "[[policy.rules]]",
+        "[admission]",
+        "[admission.tls]",
     ] {
         let wrong = format!("{section}\nno_such_key = 1\n");
         let error = toml::from_str::<Config>(&wrong)
@@ -182,6 +184,14 @@ fn a_fault_says_where_it_is() {
         (
             "[server.tls]\ncertificate = \"/nowhere/a\"\nkey = \"b\"",
             "server.tls: /nowhere/a",
+        ),
+        (
+            "[admission]\nlisten = \"0.0.0.0:8443\"",
+            "line 1, column 1: admission: API servers speak TLS only",
+        ),
+        (
+            "[admission]\nlisten = \"0.0.0.0:8443\"\ntls = { certificate = \"/nowhere/a\", key = \"b\" }",
+            "line 3, column 7: admission.tls: /nowhere/a",
         ),
         (
             "[upstreams.\"a.example\"]\nendpoints = [\"http://a.example\"]",

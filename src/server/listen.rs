@@ -116,6 +116,11 @@ impl Listener {
         })
     }
 
+    /// Whether it speaks TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
     pub(super) fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }

@@ -3,10 +3,12 @@
 //! `listen` accepts and limits connections, `v2` turns a request into a call of the cache,
 //! `respond` and `error` turn what comes back into an answer, and `body` with `sendfile` brings a
 //! blob's bytes to the socket. `peers` answers other replicas; `admin` is the other address, for
-//! operators, and `control` the socket in the store that their commands use.
+//! operators, and `control` the socket in the store that their commands use; `admission` is one for
+//! a cluster's API server.
 
 mod access;
 mod admin;
+pub mod admission;
 mod body;
 #[cfg(test)]
 mod client;
@@ -40,6 +42,7 @@ use crate::oci::{HostMap, OwnNames, Registry};
 use crate::telemetry::{Metrics, SecretSource};
 use crate::upstream::PeerKey;
 use admin::Admin;
+use admission::{Admission, Review};
 use listen::Listener;
 use tls::Tls;
 use v2::{Api, Health};
@@ -48,6 +51,8 @@ use v2::{Api, Health};
 const QUIET: Duration = Duration::from_secs(2);
 /// How long a stopping server lets answers finish.
 const DRAIN: Duration = Duration::from_secs(45);
+/// An API server's replicas, each with a few connections. Each may hold a review of 8 MiB.
+const ADMISSION_CONNECTIONS: usize = 64;
 /// Operators are few.
 const ADMIN_CONNECTIONS: usize = 64;
 
@@ -93,7 +98,9 @@ pub struct Server {
     data: Listener,
     admin: Listener,
     metrics_only: Option<Listener>,
-    tls: Option<Arc<Tls>>,
+    admission: Option<(Listener, Admission)>,
+    /// Those of all listeners.
+    tls: Vec<Arc<Tls>>,
     hosts: HostMap,
     limits: Limits,
     cache: Arc<Cache>,
@@ -108,6 +115,7 @@ pub struct Addresses {
     pub data: SocketAddr,
     pub admin: SocketAddr,
     pub metrics: Option<SocketAddr>,
+    pub admission: Option<SocketAddr>,
 }
 
 // === impl Config ===
@@ -231,7 +239,8 @@ impl Server {
                 Some(address) => Some(operators(address).await?),
                 None => None,
             },
-            tls,
+            admission: None,
+            tls: tls.into_iter().collect(),
             hosts: config.host_map(),
             limits,
             cache,
@@ -239,6 +248,22 @@ impl Server {
             metrics,
             ready,
         })
+    }
+
+    /// Listens for admission reviews too, with `files` as its certificate.
+    pub async fn with_admission(
+        mut self,
+        listen: SocketAddr,
+        files: tls::Config,
+        review: Review,
+    ) -> io::Result<Self> {
+        let tls = tokio::task::spawn_blocking(move || Tls::load(files, false)).await??;
+        let most = (ADMISSION_CONNECTIONS, ADMISSION_CONNECTIONS);
+        let listener =
+            Listener::bind(listen, Some(Arc::clone(&tls)), most, Gauge::default()).await?;
+        self.admission = Some((listener, Admission::new(review)));
+        self.tls.push(tls);
+        Ok(self)
     }
 
     pub fn addresses(&self) -> io::Result<Addresses> {
@@ -250,6 +275,10 @@ impl Server {
                 .as_ref()
                 .map(Listener::address)
                 .transpose()?,
+            admission: match &self.admission {
+                Some((listener, _)) => Some(listener.address()?),
+                None => None,
+            },
         })
     }
 
@@ -261,9 +290,12 @@ impl Server {
             data: address,
             admin,
             metrics,
+            admission,
         } = self.addresses()?;
         let metrics_address = metrics.map(tracing::field::display);
-        tracing::info!(%address, %admin, metrics = metrics_address, tls = self.tls.is_some(), "listening");
+        let admission = admission.map(tracing::field::display);
+        let tls = self.data.is_secure();
+        tracing::info!(%address, %admin, metrics = metrics_address, admission, tls, "listening");
 
         let stop = CancellationToken::new();
         let health = Health {
@@ -280,26 +312,35 @@ impl Server {
             peers: self.peers,
         });
         let admin = Arc::new(Admin::new(Arc::clone(&metrics), health));
-        let connections = Arc::clone(&self.data.connections);
+        let mut connections = vec![Arc::clone(&self.data.connections)];
         tracker.spawn(self.data.serve(api, stop.clone(), tracker.clone()));
         tracker.spawn(self.admin.serve(admin, stop.clone(), tracker.clone()));
         if let Some(listener) = self.metrics_only {
             let handler = Arc::new(Admin::metrics_only(Arc::clone(&metrics)));
             tracker.spawn(listener.serve(handler, stop.clone(), tracker.clone()));
         }
-        if let Some(tls) = self.tls {
-            let stop = stop.clone();
+        if let Some((listener, handler)) = self.admission {
+            connections.push(Arc::clone(&listener.connections));
+            tracker.spawn(listener.serve(Arc::new(handler), stop.clone(), tracker.clone()));
+        }
+        for tls in self.tls {
+            let (stop, metrics) = (stop.clone(), Arc::clone(&metrics));
             tracker.spawn(async move { stop.run_until_cancelled(tls.watch(metrics)).await });
         }
 
         shutdown.cancelled().await;
         tracing::info!("stopping: answers in hand are finished");
-        connections.drain();
+        for connections in &connections {
+            connections.drain();
+        }
         let mut quiet_since = Instant::now();
         let end = quiet_since + DRAIN;
         while quiet_since.elapsed() < QUIET && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            if connections.in_use() > 0 {
+            if connections
+                .iter()
+                .any(|connections| connections.in_use() > 0)
+            {
                 quiet_since = Instant::now();
             }
         }

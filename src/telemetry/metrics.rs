@@ -34,6 +34,8 @@ pub struct Metrics {
     pub policy_reload_failed: Gauge,
     /// Tags that an upstream moved from one digest to another.
     pub tag_moves: Counter,
+    /// Admission reviews, by what was answered.
+    pub admissions: Family<AdmissionLabels, Counter>,
     /// Requests sent to upstreams.
     pub upstream_requests: Family<UpstreamLabels, Counter>,
     /// Body bytes received from upstreams.
@@ -106,6 +108,20 @@ pub enum OutcomeLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RuleLabels {
     pub rule: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AdmissionLabels {
+    pub result: AdmissionResult,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum AdmissionResult {
+    Allowed,
+    Warned,
+    Denied,
+    /// Not a review.
+    Invalid,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -287,6 +303,7 @@ impl Metrics {
             "Requests refused by policy",
             self.denials.clone(),
         );
+        r.register("admissions", "Admission reviews", self.admissions.clone());
         r.register(
             "audits",
             "Manifests served although a rule objects",

@@ -18,6 +18,7 @@
 
 mod support;
 
+mod admission;
 mod audit;
 mod cold_blob;
 mod commands;

@@ -165,6 +165,20 @@ impl Client {
         Answer::read(BufReader::new(stream), method)
     }
 
+    pub fn post(&self, path: &str, body: &[u8]) -> Response {
+        let mut stream = self.connect().unwrap();
+        let (address, length) = (self.address, body.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        Answer::read(BufReader::new(stream), "POST")
+            .unwrap()
+            .finish()
+    }
+
     /// Everything that comes back for these bytes until the other side closes.
     pub fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = self.connect().unwrap();
