@@ -164,9 +164,9 @@ fn a_pull_beside_a_prune_succeeds() {
             scope.spawn(move || {
                 let mut rounds = 0;
                 while rounds < 3 || !done.load(Ordering::SeqCst) {
-                    images
-                        .iter()
-                        .for_each(|(tag, image)| pull(replica, tag, image));
+                    for (tag, image) in images {
+                        pull(replica, tag, image);
+                    }
                     rounds += 1;
                 }
             });

@@ -231,22 +231,6 @@ impl Container {
         block_on(self.0.put(&Key::from(name), payload)).unwrap();
     }
 
-    pub fn delete(&self, name: &str) {
-        block_on(self.0.delete(&Key::from(name))).unwrap();
-    }
-
-    /// The digests that lie there.
-    pub fn stored(&self) -> Vec<Digest> {
-        let names = self.names("/v1/blobs/");
-        names.iter().map(|name| digest_of(name)).collect()
-    }
-
-    /// Where a blob lies, if it does.
-    pub fn name_of(&self, digest: &Digest) -> Option<String> {
-        let names = self.names("/v1/blobs/");
-        names.into_iter().find(|name| digest_of(name) == *digest)
-    }
-
     /// Every blob has the digest that it is named by.
     pub fn check(&self) {
         for name in self.names("/v1/blobs/") {
