@@ -577,7 +577,7 @@ fn a_spool_that_lacks_nothing_still_proves_its_source() {
             let process = Process::start(dir.path(), &case, None);
             let (spool, _) = process.store.disk.spool(&digest).await.unwrap();
             spool.note_total(size as u64);
-            spool.write(0, &[content.clone()]).unwrap();
+            spool.write(0, std::slice::from_ref(&content)).unwrap();
             spool.flush().unwrap();
             drop(spool);
             let source = Arc::new(Fake::new("source".into(), Manner::Honest, &content, &case));

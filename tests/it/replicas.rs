@@ -228,9 +228,10 @@ fn a_stopped_holder() -> bool {
         );
     }
     let sent = share_of(&bytes, upstream.sent(digest));
-    // What stood at the gate for the first has left in part before its connection was found closed.
+    // What stood at the gate for the first, up to four windows, has left in part before its
+    // connections were found closed; fetching the rest twice would be 200.
     let slow = fleet.store_was_slow();
-    assert!(slow || sent < 140, "{sent} % from the upstream");
+    assert!(slow || sent < 175, "{sent} % from the upstream");
     fleet.wait_until_no_claim_is_left();
     !slow
 }
