@@ -1,5 +1,5 @@
-//! Several replicas, one store: what one of them knows, all of them know, and none of them needs
-//! the store to serve.
+//! Several replicas on one store, beside a prune, without an upstream, and in a random life of
+//! pulls, purges, kills and outages that ends well.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -18,28 +18,29 @@ use crate::support::upstream::Upstream;
 use crate::support::{KIB, MIB, PATIENCE, at};
 
 /// Replicas in front of one upstream, over one container.
-struct Fleet<'a> {
+pub struct Fleet<'a> {
     azurite: &'a Azurite,
     name: String,
-    change: fn(Setup) -> Setup,
-    replicas: Vec<Proxy>,
+    /// More lines of `[store]`.
+    store: &'static str,
+    pub replicas: Vec<Proxy>,
 }
 
 impl<'a> Fleet<'a> {
     fn start(replicas: usize, upstream: &Upstream, azurite: &'a Azurite) -> Self {
-        Fleet::start_with(replicas, upstream, azurite, |setup| setup)
+        Fleet::start_with("", replicas, upstream, azurite)
     }
 
-    fn start_with(
+    pub fn start_with(
+        store: &'static str,
         replicas: usize,
         upstream: &Upstream,
         azurite: &'a Azurite,
-        change: fn(Setup) -> Setup,
     ) -> Self {
         let mut fleet = Fleet {
             azurite,
             name: azurite.fresh_container(),
-            change,
+            store,
             replicas: Vec::new(),
         };
         for _ in 0..replicas {
@@ -61,12 +62,13 @@ impl<'a> Fleet<'a> {
         let setup = Setup::new(upstream)
             .shared(self.azurite, &self.name)
             .listen_on(port)
-            .section("store.shared.peers", &peers);
-        self.replicas.push((self.change)(setup).start());
+            .section("store.shared.peers", &peers)
+            .section("store", self.store);
+        self.replicas.push(setup.start());
         &self.replicas[self.replicas.len() - 1]
     }
 
-    fn container(&self) -> Container {
+    pub fn container(&self) -> Container {
         self.azurite.container(&self.name)
     }
 
@@ -95,7 +97,7 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    fn wait_until_no_claim_is_left(&self) {
+    pub fn wait_until_no_claim_is_left(&self) {
         let deadline = Instant::now() + 2 * PATIENCE;
         while let Some(name) = self.container().names("/v1/claims/").first() {
             assert!(Instant::now() < deadline, "{name} is left behind");
@@ -176,44 +178,6 @@ fn a_pull_beside_a_prune_succeeds() {
         }
         done.store(true, Ordering::SeqCst);
     });
-}
-
-#[test]
-fn what_one_replica_was_told_all_know() {
-    for rules in [
-        "[[policy.rules]]\nid = \"all\"\nimages = [\"registry.example/**\"]\neffect = \"allow\"",
-        "[[policy.rules]]\nid = \"tags\"\nimages = [\"registry.example/**:v1\"]\neffect = \"allow\"",
-    ] {
-        let upstream = Upstream::start();
-        let setup = if rules.contains(":v1") {
-            |setup: Setup| {
-                setup.rules(
-                    "[[policy.rules]]\nid = \"tags\"\nimages = [\"registry.example/**:v1\"]\n\
-                     effect = \"allow\"",
-                )
-            }
-        } else {
-            |setup: Setup| setup
-        };
-        let fleet = Fleet::start_with(2, &upstream, azurite(), setup);
-        let image = image(&upstream, "v1", &[KIB, 300 * KIB]);
-        let [one, other] = &fleet.replicas[..] else {
-            unreachable!()
-        };
-        let tag = at("demo/app/manifests/v1");
-        one.head(&tag).assert(200);
-        // A load balancer sends the rest of the pull elsewhere.
-        pull_by_digest(other, &image);
-        other.head(&tag).assert(200);
-        let digest = image.manifest.digest();
-        assert_eq!(
-            upstream.hits("/manifests/v1"),
-            1,
-            "{:?}",
-            upstream.requests()
-        );
-        assert_eq!(upstream.hits(format!("/manifests/{digest}")), 0);
-    }
 }
 
 #[test]

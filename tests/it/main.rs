@@ -28,6 +28,7 @@ mod deploy;
 mod e2e;
 mod faults;
 mod fleet;
+mod fleet_life;
 mod identity;
 mod integrity;
 mod keeping;

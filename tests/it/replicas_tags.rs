@@ -236,7 +236,7 @@ fn what_was_verified_while_the_store_was_away_arrives_later() {
 #[test]
 fn a_store_that_swallows_requests_costs_seconds_and_only_once() {
     let upstream = Upstream::start();
-    let mut azurite = Azurite::own();
+    let azurite = Azurite::own();
     let fleet = Fleet::new(&upstream, &azurite);
     let a = fleet.start();
     let tags: Vec<_> = (0..6)

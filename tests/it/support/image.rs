@@ -78,6 +78,17 @@ impl Image {
             .enumerate()
             .map(|(n, size)| tar(&format!("layer-{n}.bin"), &random(*size)))
             .collect();
+        Image::of(layers)
+    }
+
+    /// The same over one more layer, which others may stand on too.
+    pub fn over(self, base: &[u8]) -> Self {
+        let mut layers = vec![tar("base.bin", base)];
+        layers.extend(self.layers);
+        Image::of(layers)
+    }
+
+    fn of(layers: Vec<Vec<u8>>) -> Self {
         let diff_ids: Vec<_> = layers
             .iter()
             .map(|l| Digest::sha256(l).to_string())

@@ -159,16 +159,17 @@ impl Azurite {
     }
 
     /// Connections are accepted by the kernel, and nothing answers.
-    pub fn suspend(&mut self) {
+    pub fn suspend(&self) {
         self.signal(Signal::STOP);
     }
 
-    pub fn resume(&mut self) {
+    pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    fn signal(&mut self, signal: Signal) {
-        let child = self.owned().child.as_ref().expect("it runs");
+    fn signal(&self, signal: Signal) {
+        let own = self.own.as_ref().expect("everybody uses this one");
+        let child = own.child.as_ref().expect("it runs");
         kill_process(Pid::from_child(child), signal).unwrap();
     }
 
