@@ -10,7 +10,7 @@ use std::time::Instant;
 use portcullis::oci::Digest;
 
 use crate::fleet::Fleet;
-use crate::support::client::{Client, Response};
+use crate::support::client::{Answer, Client, Response};
 use crate::support::image::{Image, random};
 use crate::support::proxy::Proxy;
 use crate::support::stores::Azurite;
@@ -132,11 +132,7 @@ impl Life<'_> {
             let client = self.fleet.replicas[victim].client();
             let holder = scope.spawn({
                 let path = path.clone();
-                move || {
-                    client
-                        .try_open("GET", &path, &[])
-                        .map(|answer| answer.finish())
-                }
+                move || client.try_open("GET", &path, &[]).map(Answer::finish)
             });
             gate.reached();
             let client = self.fleet.replicas[other].client();
