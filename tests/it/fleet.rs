@@ -181,6 +181,33 @@ fn a_pull_beside_a_prune_succeeds() {
 }
 
 #[test]
+fn a_pin_on_one_replica_holds_against_every_prune() {
+    let upstream = Upstream::start();
+    let fleet = Fleet::start(1, &upstream, azurite());
+    let image = image(&upstream, "v1", &[KIB, 300 * KIB]);
+    let cache = |verb| {
+        let arguments = ["cache", verb, "registry.example/demo/app:v1"];
+        fleet.replicas[0]
+            .run(|setup| setup, &arguments)
+            .assert_success();
+    };
+    cache("pin");
+    fleet.wait_until_published(&[&image]);
+    prune_all(&fleet);
+    let mut expected: Vec<Digest> = digests(&image);
+    expected.sort();
+    assert_eq!(fleet.container().stored(), expected);
+    cache("unpin");
+    let pruned = prune_all(&fleet);
+    assert_eq!(
+        (fleet.container().names("/v1/"), pruned.kept),
+        (Vec::new(), 0)
+    );
+    // Here it still is.
+    pull(&fleet.replicas[0], "v1", &image);
+}
+
+#[test]
 fn a_new_replica_with_an_empty_disk_needs_no_upstream() {
     let mut upstream = Upstream::start();
     let mut fleet = Fleet::start(3, &upstream, azurite());

@@ -10,13 +10,15 @@ use serde_json::Value;
 use super::PruneError;
 use crate::oci::Digest;
 use crate::store::TagRecord;
-use crate::store::object::{Document, Listed, Shared, Tree, Version};
+use crate::store::object::{Document, Listed, Shared, SharedError, Tree, Version};
 use crate::store::used;
 
 /// Requests on their way at once.
 pub(super) const AT_ONCE: usize = 16;
 /// Larger than any manifest, in bytes: what is larger leads nowhere.
-pub(super) const MANIFEST: u64 = 4 << 20;
+const MANIFEST: u64 = 4 << 20;
+/// From here on, in bytes, it is worth to look at the beginning first: most of it are layers.
+const PEEK: u64 = 64 << 10;
 /// What replicas' clocks may differ from the store's, in seconds.
 const SKEW: i64 = 3600;
 
@@ -32,6 +34,8 @@ pub(super) struct Marks {
     pub(super) before: i64,
     pub(super) blobs: HashMap<Digest, Blob>,
     marked: HashSet<Digest>,
+    /// Those whose references are marked too.
+    followed: HashSet<Digest>,
     /// Roots that were read, as they were.
     read: HashMap<String, Version>,
 }
@@ -53,6 +57,7 @@ impl Marks {
             before,
             blobs: HashMap::new(),
             marked: HashSet::new(),
+            followed: HashSet::new(),
             read: HashMap::new(),
         }
     }
@@ -149,19 +154,18 @@ impl Marks {
 
     /// Marks `roots`, which may be manifests, and whatever they lead to.
     async fn follow(&mut self, shared: &Shared, mut roots: Vec<Digest>) -> Result<(), PruneError> {
-        // A digest may have been marked as somebody's blob before it was followed as a manifest.
-        let mut followed = HashSet::new();
         while !roots.is_empty() {
-            let small = |digest: &Digest| {
-                let blob = self.blobs.get(digest);
-                blob.is_some_and(|blob| blob.size <= MANIFEST)
-            };
             self.marked.extend(&roots);
             // What is not there leads nowhere; what came after the list was made is young, and so
             // is what came with it.
-            roots.retain(|digest| small(digest) && followed.insert(*digest));
-            let next = std::mem::take(&mut roots).into_iter();
-            let next = next.map(|digest| read(shared, digest));
+            roots.retain(|digest| self.blobs.contains_key(digest) && self.followed.insert(*digest));
+            let next: Vec<(Digest, Blob)> = roots
+                .drain(..)
+                .filter_map(|digest| Some((digest, *self.blobs.get(&digest)?)))
+                .collect();
+            let next = next
+                .into_iter()
+                .map(|(digest, blob)| read(shared, digest, blob.size));
             let mut next = stream::iter(next).buffer_unordered(AT_ONCE);
             while let Some(references) = next.try_next().await? {
                 self.marked.extend(&references.all);
@@ -172,8 +176,16 @@ impl Marks {
     }
 }
 
-/// What a manifest in the store refers to; nothing when it has gone since it was listed.
-pub(super) async fn read(shared: &Shared, digest: Digest) -> Result<References, PruneError> {
+/// What a blob of that size refers to: nothing unless it is a manifest, and nothing when it has gone
+/// since it was listed.
+pub(super) async fn read(
+    shared: &Shared,
+    digest: Digest,
+    size: u64,
+) -> Result<References, PruneError> {
+    if size > MANIFEST || (size > PEEK && !may_be_json(shared, &digest).await?) {
+        return Ok(References::default());
+    }
     let Some(bytes) = shared.read(&digest).await? else {
         return Ok(References::default());
     };
@@ -181,6 +193,15 @@ pub(super) async fn read(shared: &Shared, digest: Digest) -> Result<References, 
         return Err(PruneError::Unreadable(digest.to_string()));
     }
     Ok(References::of(&bytes))
+}
+
+async fn may_be_json(shared: &Shared, digest: &Digest) -> Result<bool, SharedError> {
+    let Some(mut body) = shared.open(digest, Some(0..16)).await? else {
+        return Ok(false);
+    };
+    let beginning = body.chunk().await?.unwrap_or_default();
+    let first = beginning.trim_ascii_start().first();
+    Ok(first.is_none_or(|first| *first == b'{'))
 }
 
 impl References {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::mark::{AT_ONCE, MANIFEST, Marks, read};
+use super::mark::{AT_ONCE, Marks, read};
 use super::{Doomed, PruneError, Pruned};
 use crate::oci::Digest;
 use crate::store::TagRecord;
@@ -38,20 +38,14 @@ pub(super) async fn blobs(
     dry_run: bool,
     tell: &mut impl FnMut(&Doomed),
 ) -> Result<Pruned, PruneError> {
-    let doomed: Vec<Digest> = marks.blobs.keys().copied().collect();
-    let doomed = doomed.into_iter().filter(|digest| marks.is_doomed(digest));
     let mut doomed: Vec<(u8, Digest)> = {
-        let sizes = &marks.blobs;
-        let ranked = doomed.map(|digest| async move {
-            let small = sizes.get(&digest).is_some_and(|blob| blob.size <= MANIFEST);
-            Ok::<_, PruneError>((
-                if small {
-                    rank(shared, digest).await?
-                } else {
-                    2
-                },
-                digest,
-            ))
+        let doomed = marks
+            .blobs
+            .iter()
+            .map(|(digest, blob)| (*digest, blob.size));
+        let doomed = doomed.filter(|(digest, _)| marks.is_doomed(digest));
+        let ranked = doomed.map(|(digest, size)| async move {
+            Ok::<_, PruneError>((rank(shared, digest, size).await?, digest))
         });
         let ranked: Vec<_> = ranked.collect();
         stream::iter(ranked)
@@ -94,8 +88,8 @@ pub(super) async fn blobs(
 }
 
 /// Indexes, manifests, everything else.
-async fn rank(shared: &Shared, digest: Digest) -> Result<u8, PruneError> {
-    match read(shared, digest).await {
+async fn rank(shared: &Shared, digest: Digest, size: u64) -> Result<u8, PruneError> {
+    match read(shared, digest, size).await {
         Ok(references) if !references.manifests.is_empty() => Ok(0),
         Ok(references) if references.has_blobs => Ok(1),
         // Nobody needs what is wrong and goes anyway.

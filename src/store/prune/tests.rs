@@ -129,8 +129,9 @@ impl Fleet {
 async fn what_nobody_used_goes_and_its_records_too() {
     let fleet = Fleet::new();
     let base = fleet.blob("base", OLD);
-    let own = fleet.blob("own", OLD);
-    let (kept, kept_config) = fleet.image("kept", &[base], OLD);
+    // A manifest may be large, and a layer may look like one at first sight.
+    let own = fleet.blob("{ \"looks\": like".repeat(10_000), OLD);
+    let (kept, kept_config) = fleet.image(&"kept".repeat(20_000), &[base], OLD);
     let (gone, gone_config) = fleet.image("gone", &[base, own], OLD);
     fleet.tag("kept", kept, YOUNG);
     fleet.tag("gone", gone, OLD);

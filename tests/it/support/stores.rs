@@ -232,6 +232,14 @@ impl Container {
         block_on(self.0.put(&Key::from(name), payload)).unwrap();
     }
 
+    /// The digests that lie there, in order.
+    pub fn stored(&self) -> Vec<Digest> {
+        let names = self.names("/v1/blobs/");
+        let mut stored: Vec<_> = names.iter().map(|name| digest_of(name)).collect();
+        stored.sort();
+        stored
+    }
+
     /// Every blob has the digest that it is named by.
     pub fn check(&self) {
         for name in self.names("/v1/blobs/") {
