@@ -123,6 +123,9 @@ fn what_was_cached_is_served_without_the_upstream() {
         proxy.get(&path).assert_whole(&bytes);
         proxy.wait_until_stored(&digest);
         proxy.wait_until_stored(&manifest.digest());
+        proxy.wait_until_written("demo/app/_links", &digest.to_string());
+        proxy.wait_until_written("demo/app/_links", &manifest.digest().to_string());
+        proxy.wait_until_written("demo/app/_tags/1.json", &manifest.digest().to_string());
         if clean {
             assert!(proxy.terminate().success());
         } else {

@@ -362,6 +362,17 @@ impl Proxy {
         }
     }
 
+    /// Waits until a file of the test registry's repositories has `text` in it: what is known of them
+    /// is written a moment behind the answers.
+    pub fn wait_until_written(&self, file: &str, text: &str) {
+        let path = self.store().join("v1/repos/registry.example").join(file);
+        let deadline = Instant::now() + PATIENCE;
+        while !std::fs::read_to_string(&path).is_ok_and(|written| written.contains(text)) {
+            assert!(Instant::now() < deadline, "{file} never said {text}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Every file that is visible as a blob has the digest that it is named by.
     pub fn check_store(&self) {
         for digest in self.stored() {
