@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::StoreError;
 use super::disk::Disk;
 use super::files::{Stamp, blocking, lock, unix_now};
-use super::gone::{Gone, Reason};
+use super::gone::Reason;
 use crate::oci::{Digest, Hasher};
 
 /// How much is read at once: large enough to make system calls cheap, small enough for the cache.
@@ -62,13 +62,17 @@ pub(super) struct Pace {
     bytes: u64,
 }
 
+/// Wrong blobs that nobody was told of, for the next who looks.
+const MOST_UNTOLD: usize = 10_000;
+
 /// How far a look at all blobs is, and what it found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Checked {
     /// Looked at, and how many there are.
     pub blobs: (u64, u64),
     pub bytes: (u64, u64),
-    /// Set aside: they did not hash, or could not be read.
+    /// Set aside since the last such look, by this one, a reader or the scrub: they did not hash, or
+    /// could not be read.
     pub wrong: Vec<Digest>,
 }
 
@@ -125,6 +129,10 @@ impl Disk {
         self.take_away(digest, inode, Reason::Wrong, |path| {
             tracing::error!(%digest, quarantine = name, "blob on disk does not hash; set aside");
             self.faults.metrics().store_quarantined.inc();
+            let mut untold = lock(&self.untold);
+            if untold.len() < MOST_UNTOLD {
+                untold.push(*digest);
+            }
             std::fs::rename(path, self.layout.quarantine().join(&name))
         });
     }
@@ -196,7 +204,6 @@ impl Disk {
         rate: u64,
         report: &(dyn Fn(&Checked) + Send + Sync),
     ) -> Result<Checked, StoreError> {
-        let since = unix_now();
         let mut known = lock(&self.index).known(Instant::now());
         known.sort_unstable_by_key(|blob| blob.digest);
         let mut checked = Checked {
@@ -207,21 +214,25 @@ impl Disk {
         report(&checked);
         let mut pace = Pace::new(rate);
         for blob in known {
-            let verdict = self
-                .faults
+            self.faults
                 .noted(self.rehash(blob.digest, &mut pace).await)?;
-            // The scrub or a reader may have found it first.
-            let set_aside = |gone: &Gone| gone.reason == Reason::Wrong && gone.at >= since;
-            let is_wrong = verdict == Some(Verdict::Wrong)
-                || verdict.is_none() && self.gone.of(&blob.digest).iter().any(set_aside);
-            if is_wrong {
-                checked.wrong.push(blob.digest);
-            }
+            checked.wrong.extend(self.tell_wrong().await?);
             checked.blobs.0 += 1;
             checked.bytes.0 += blob.size;
             report(&checked);
         }
+        checked.wrong.extend(self.tell_wrong().await?);
         Ok(checked)
+    }
+
+    /// What was set aside since somebody was last told. Waits for who is at it.
+    async fn tell_wrong(self: &Arc<Self>) -> Result<Vec<Digest>, StoreError> {
+        let disk = Arc::clone(self);
+        let take = move || {
+            let _moves = lock(&disk.moves);
+            Ok(std::mem::take(&mut *lock(&disk.untold)))
+        };
+        blocking(take).await
     }
 
     /// None when the blob is gone.

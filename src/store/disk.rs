@@ -62,6 +62,8 @@ pub struct Disk {
     pub(super) checks: Mutex<HashMap<Digest, watch::Receiver<()>>>,
     /// As many blobs are hashed at once as there are processors.
     pub(super) hashing: Arc<Semaphore>,
+    /// Set aside since somebody was last told.
+    pub(super) untold: Mutex<Vec<Digest>>,
     pub(super) unsynced: Mutex<Vec<Unsynced>>,
     /// One round of upkeep at a time; true once the store is closed.
     pub(super) closed: Mutex<bool>,

@@ -56,6 +56,7 @@ impl Disk {
             hashing: Arc::new(Semaphore::new(
                 std::thread::available_parallelism().map_or(1, usize::from),
             )),
+            untold: Mutex::default(),
             unsynced: Mutex::default(),
             closed: Mutex::new(false),
             closing: AtomicBool::new(false),
