@@ -6,6 +6,7 @@
 //! without ranges gets one plain stream.
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -227,12 +228,22 @@ impl Flight<'_> {
     async fn write(&self, at: usize, start: u64, chunks: Vec<Bytes>) -> Result<(), End> {
         let fill = self.fill;
         let end = start + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        let (spool, window, refetching) = {
+        let (spool, window, again) = {
             let state = fill.state();
             let window = state.slide.as_ref().map(|slide| Arc::clone(slide.file()));
-            (state.spool.clone(), window, state.refetching)
+            (
+                state.spool.clone(),
+                window,
+                state.held_before(&(start..end)),
+            )
         };
-        let mut differs = false;
+        // Readers may have been given what is about to become something else.
+        let mut changed = Vec::new();
+        if let Some(spool) = spool.clone().filter(|_| !again.is_empty()) {
+            let chunks = chunks.clone();
+            let compare = move || Ok(changed_by(&spool, start, &chunks, again));
+            changed = blocking(compare).await.map_err(End::Full)?;
+        }
         match (window, spool) {
             (Some(window), _) => {
                 fill.wait_for_room(end - start).await.map_err(End::Full)?;
@@ -240,12 +251,6 @@ impl Flight<'_> {
                 blocking(write).await.map_err(End::Full)?;
             }
             (None, Some(spool)) => {
-                if refetching {
-                    let (spool, chunks) = (Arc::clone(&spool), chunks.clone());
-                    differs = blocking(move || Ok(differs_from(&spool, start, &chunks)))
-                        .await
-                        .map_err(End::Full)?;
-                }
                 keep(fill, spool, start, chunks).await.map_err(End::Full)?;
             }
             (None, None) => return Err(End::Full(io::ErrorKind::NotFound.into())),
@@ -253,8 +258,8 @@ impl Flight<'_> {
         {
             let mut state = fill.state();
             state.landed(self.id, start..end, Origin::Source(at));
-            if differs {
-                state.note_changed(&(start..end));
+            for range in &changed {
+                state.note_changed(range);
             }
         }
         fill.changed();
@@ -290,14 +295,30 @@ async fn keep(
     }
 }
 
-/// Whether bytes that a reader may have been given are about to become others.
-fn differs_from(spool: &Spool, mut offset: u64, chunks: &[Bytes]) -> bool {
-    chunks.iter().any(|chunk| {
-        let mut old = vec![0; chunk.len()];
-        let read = spool.file().read_exact_at(&mut old, offset);
-        offset += chunk.len() as u64;
-        read.is_err() || old != **chunk
-    })
+/// Those of `parts`, which lie within `chunks` at `offset`, that are other bytes in the spool.
+fn changed_by(
+    spool: &Spool,
+    offset: u64,
+    chunks: &[Bytes],
+    mut parts: Vec<Range<u64>>,
+) -> Vec<Range<u64>> {
+    parts.retain(|part| {
+        let mut at = offset;
+        chunks.iter().any(|chunk| {
+            let here = at..at + chunk.len() as u64;
+            at = here.end;
+            let (from, to) = (part.start.max(here.start), part.end.min(here.end));
+            if from >= to {
+                return false;
+            }
+            // Both lie within the chunk.
+            let within = |at: u64| usize::try_from(at - here.start).unwrap_or(chunk.len());
+            let new = &chunk[within(from)..within(to)];
+            let mut old = vec![0; new.len()];
+            spool.file().read_exact_at(&mut old, from).is_err() || old != *new
+        })
+    });
+    parts
 }
 
 // === impl Fill: steps of fetchers ===

@@ -78,6 +78,18 @@ impl RangeMap {
         until
     }
 
+    /// The parts of `range` that are held.
+    #[must_use]
+    pub fn held_within(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let first = self.ranges.range(..=range.start).next_back();
+        let from = first.map_or(range.start, |(&start, _)| start);
+        self.ranges
+            .range(from..range.end.max(from))
+            .map(|(&start, &(end, _))| start.max(range.start)..end.min(range.end))
+            .filter(|part| !part.is_empty())
+            .collect()
+    }
+
     /// The length of the run that starts at byte 0: what can be hashed.
     #[must_use]
     pub fn prefix(&self) -> u64 {
@@ -139,6 +151,13 @@ mod tests {
                     model[cells].fill(None);
                 }
                 prop_assert_eq!(map.held(), model.iter().flatten().count() as u64);
+                let within = |range: Range<usize>| model[range].iter().flatten().count() as u64;
+                for (start, end) in [(0, 96), (7, 30), (31, 32), (50, 50)] {
+                    let parts = map.held_within(&(start as u64..end as u64));
+                    prop_assert!(parts.iter().all(|part| map.held_until(part.start) >= part.end));
+                    let length: u64 = parts.iter().map(|part| part.end - part.start).sum();
+                    prop_assert_eq!(length, within(start..end));
+                }
                 for offset in 0..90_usize {
                     let run = model[offset..].iter().take_while(|cell| cell.is_some()).count();
                     prop_assert_eq!(map.held_until(offset as u64), (offset + run) as u64);

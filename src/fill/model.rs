@@ -596,6 +596,30 @@ fn a_spool_that_lacks_nothing_still_proves_its_source() {
     }
 }
 
+/// A plain stream starts at 0 and writes over what is held. A reader that was given wrong bytes
+/// from there must not get the tail because the bytes in the spool are right by then.
+#[test]
+fn who_read_what_a_plain_stream_wrote_over_gets_no_tail() {
+    let visit = |source, after, range, leaves_at| Visit {
+        source,
+        after,
+        range,
+        leaves_at,
+    };
+    run(&Case {
+        window: 16_384,
+        connections: 1,
+        chunk: 8192,
+        latency: 3,
+        visits: vec![
+            visit(0, 94, 50_416..99_083, 33_846),
+            visit(1, 209, 48_785..u64::MAX, u64::MAX),
+        ],
+        restart_after: Some(111),
+        ..plain_case(225_171, vec![Manner::Corrupt, Manner::NoRanges])
+    });
+}
+
 #[test]
 fn another_source_goes_on_where_one_is_gone() {
     let mut case = plain_case(1_000_000, vec![Manner::Gone, Manner::Honest]);

@@ -29,8 +29,8 @@ pub(super) struct State {
     pub(super) plain: bool,
     /// Fetchers that the sources put up with.
     pub(super) most_fetchers: usize,
-    /// All bytes are being fetched again.
-    pub(super) refetching: bool,
+    /// What was held before all bytes were forgotten: readers may have been given it.
+    former: RangeMap,
     /// And from this source alone.
     pub(super) refetch_from: Option<usize>,
     pub(super) course: Course,
@@ -134,7 +134,7 @@ impl State {
             slide: None,
             plain: false,
             most_fetchers: usize::MAX,
-            refetching: false,
+            former: RangeMap::default(),
             refetch_from: None,
             course,
             turned: CancellationToken::new(),
@@ -178,9 +178,8 @@ impl State {
 
     /// Forgets all bytes, to fetch them again, from `source` alone if there is one.
     pub(super) fn refetch(&mut self, source: Option<usize>) {
-        self.map = RangeMap::default();
+        self.former = std::mem::take(&mut self.map);
         self.hashed = 0;
-        self.refetching = true;
         self.refetch_from = source;
     }
 
@@ -452,6 +451,14 @@ impl State {
             slide.wrote(range.clone());
         }
         self.map.insert(range, origin);
+    }
+
+    /// The parts of `range` that have been readable before: a plain stream starts at 0 whatever is
+    /// held, and a second fetch writes everything again.
+    pub(super) fn held_before(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut parts = self.map.held_within(range);
+        parts.extend(self.former.held_within(range));
+        parts
     }
 
     /// What was written there a second time differs from what it was.
