@@ -1,5 +1,5 @@
-//! What every kind of store must do, as one list that all of them pass: memory, Azurite, S3 and the
-//! local disk.
+//! What every kind of store must do, as one list that all of them pass: memory, Azurite, S3, the
+//! local disk, and the disk in front of what replicas share.
 //!
 //! It stands here and not in `store/`, because the real stores are processes that tests start.
 
@@ -13,14 +13,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use portcullis::oci::{Digest, MediaType, Reference, Repository, Tag};
+use portcullis::oci::{self, Algorithm, Digest, MediaType, Reference, Repository, Tag};
 use portcullis::store::object::{self, Name, Tree};
-use portcullis::store::{self, Shared, Store, TagEntry, Variant, Verifier, prune};
+use portcullis::store::{self, Shared, Store, TagEntry, TagRecord, Variant, Verifier, prune};
 use portcullis::telemetry::Metrics;
 use portcullis::upstream::{Egress, Limits, store_client};
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::image::{Manifest, random};
 use crate::support::stores::{azurite, block_on, moto, unique};
@@ -45,7 +46,7 @@ macro_rules! list {
 }
 
 mod blobs {
-    list!(memory azure s3 disk: {
+    list!(memory azure s3 disk tiered: {
         what_is_absent_is_no_error
         a_blob_is_read_whole_and_in_ranges
         a_large_blob_is_read_whole_and_in_ranges
@@ -70,10 +71,18 @@ mod objects {
     });
 }
 
+/// What outlives a restart on one disk is there on another replica too.
 mod records {
+    list!(disk tiered: {
+        a_link_is_remembered
+        what_led_to_a_digest_is_remembered
+        a_tag_is_remembered_with_what_it_was
+    });
+}
+
+mod forgetting {
     list!(disk: {
         a_link_is_there_until_it_is_taken_away
-        what_led_to_a_digest_is_remembered
         a_tag_has_a_history
     });
 }
@@ -101,43 +110,108 @@ pub fn open(lines: &str) -> Arc<Shared> {
     Arc::new(block_on(object::open(&config, client)).unwrap())
 }
 
-/// The store of one replica.
+/// The store of one replica, with its work behind the answers.
 struct Local {
     store: Arc<Store>,
+    shared: Option<Arc<Shared>>,
     directory: TempDir,
+    stop: CancellationToken,
+    work: JoinHandle<()>,
+}
+
+/// Two replicas: what one keeps, the other reads.
+struct Tiered {
+    one: Local,
+    other: Local,
 }
 
 fn disk() -> Local {
-    let directory = TempDir::new().unwrap();
-    Local {
-        store: Local::open(&directory),
-        directory,
-    }
+    block_on(async { Local::open(TempDir::new().unwrap(), None) })
+}
+
+fn tiered() -> Tiered {
+    let shared = azure();
+    block_on(async {
+        let replica = || Local::open(TempDir::new().unwrap(), Some(Arc::clone(&shared)));
+        let (one, other) = (replica(), replica());
+        Tiered { one, other }
+    })
 }
 
 impl Local {
-    fn open(directory: &TempDir) -> Arc<Store> {
+    fn open(directory: TempDir, shared: Option<Arc<Shared>>) -> Self {
         let config = store::Config {
             path: directory.path().join("store"),
             ..store::Config::default()
         };
-        Store::open(&config, None, Arc::new(Metrics::default())).unwrap()
+        let store = Store::open(&config, shared.clone(), Arc::new(Metrics::default())).unwrap();
+        let stop = CancellationToken::new();
+        let (working, token) = (Arc::clone(&store), stop.clone());
+        let work = tokio::spawn(async move { working.run(token).await });
+        Local {
+            store,
+            shared,
+            directory,
+            stop,
+            work,
+        }
+    }
+
+    async fn end(self) -> (TempDir, Option<Arc<Shared>>) {
+        self.stop.cancel();
+        self.work.await.unwrap();
+        self.store.close().await.unwrap();
+        (self.directory, self.shared)
     }
 
     /// As after a restart.
     async fn again(self) -> Self {
-        self.store.close().await.unwrap();
-        drop(self.store);
-        Local {
-            store: Local::open(&self.directory),
-            directory: self.directory,
+        let (directory, shared) = self.end().await;
+        Local::open(directory, shared)
+    }
+
+    async fn tag(&self, repository: &Repository, tag: &Tag) -> Option<Arc<TagRecord>> {
+        if self.store.is_shared() {
+            return self.store.fleets_tag(repository, tag).await;
         }
+        self.store.tags.get(repository, tag).await
+    }
+}
+
+/// What remembers: written to, then asked as [`later`](Records::later).
+#[async_trait]
+trait Records: Send + 'static {
+    fn store(&self) -> &Store;
+    async fn later(self) -> Local;
+}
+
+#[async_trait]
+impl Records for Local {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    async fn later(self) -> Local {
+        self.again().await
+    }
+}
+
+#[async_trait]
+impl Records for Tiered {
+    fn store(&self) -> &Store {
+        &self.one.store
+    }
+
+    /// The other replica, whose disk is empty, when the first is gone.
+    async fn later(self) -> Local {
+        self.one.end().await;
+        self.other
     }
 }
 
 /// What all stores do with blobs.
 #[async_trait]
-trait Blobs: Clone + Send + Sync + 'static {
+trait Blobs: Send + Sync {
     async fn put(&self, bytes: &[u8]) -> Digest;
     async fn size(&self, digest: &Digest) -> Option<u64>;
     /// What there is of the range; no bytes where it starts past the end.
@@ -176,7 +250,38 @@ impl Blobs for Arc<Shared> {
 }
 
 #[async_trait]
-impl Blobs for Arc<Local> {
+impl Blobs for Tiered {
+    /// Returns when it has arrived, which nobody who pulls waits for.
+    async fn put(&self, bytes: &[u8]) -> Digest {
+        let digest = self.one.put(bytes).await;
+        let arrived = async {
+            while self.other.store.fleets_size(&digest).await.is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let deadline = Duration::from_secs(30);
+        tokio::time::timeout(deadline, arrived).await.unwrap();
+        digest
+    }
+
+    async fn size(&self, digest: &Digest) -> Option<u64> {
+        assert_eq!(self.other.store.disk.stat(digest), None);
+        self.other.store.fleets_size(digest).await
+    }
+
+    async fn read(&self, digest: &Digest, range: Range<u64>) -> Option<Vec<u8>> {
+        let there = self.other.shared.as_ref().unwrap();
+        let (here, there) = (
+            self.one.read(digest, range.clone()).await,
+            there.read(digest, range).await,
+        );
+        assert!(here == there);
+        there
+    }
+}
+
+#[async_trait]
+impl Blobs for Local {
     async fn put(&self, bytes: &[u8]) -> Digest {
         let digest = Digest::sha256(bytes);
         let disk = &self.store.disk;
@@ -204,30 +309,19 @@ impl Blobs for Arc<Local> {
     }
 }
 
-/// Lists name a store, not its pointer.
-trait IntoBlobs {
-    type Blobs: Blobs;
-    fn blobs(self) -> Self::Blobs;
-}
-
-impl IntoBlobs for Arc<Shared> {
-    type Blobs = Self;
-    fn blobs(self) -> Self {
-        self
-    }
-}
-
-impl IntoBlobs for Local {
-    type Blobs = Arc<Local>;
-    fn blobs(self) -> Arc<Local> {
-        Arc::new(self)
-    }
-}
-
 fn file(bytes: &[u8]) -> Arc<File> {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(bytes, 0).unwrap();
     Arc::new(file)
+}
+
+fn blob() -> Digest {
+    Digest::sha256(&random(8))
+}
+
+fn manifest(image: &Manifest) -> oci::Manifest {
+    let bytes = Bytes::from(image.bytes.clone());
+    oci::Manifest::parse(bytes, Some(&image.media_type), Algorithm::Sha256).unwrap()
 }
 
 fn repository(text: &str) -> Repository {
@@ -237,19 +331,18 @@ fn repository(text: &str) -> Repository {
 
 // === blobs ===
 
-async fn what_is_absent_is_no_error(store: impl IntoBlobs) {
-    let store = store.blobs();
-    let digest = Digest::sha256(&random(8));
+async fn what_is_absent_is_no_error(store: impl Blobs) {
+    let digest = blob();
     assert_eq!(store.size(&digest).await, None);
     assert_eq!(store.read(&digest, 0..5).await, None);
 }
 
-async fn a_blob_is_read_whole_and_in_ranges(store: impl IntoBlobs) {
-    in_ranges(&store.blobs(), &random(100 * KIB)).await;
+async fn a_blob_is_read_whole_and_in_ranges(store: impl Blobs) {
+    in_ranges(&store, &random(100 * KIB)).await;
 }
 
-async fn a_large_blob_is_read_whole_and_in_ranges(store: impl IntoBlobs) {
-    in_ranges(&store.blobs(), &random(LARGE)).await;
+async fn a_large_blob_is_read_whole_and_in_ranges(store: impl Blobs) {
+    in_ranges(&store, &random(LARGE)).await;
 }
 
 async fn in_ranges(store: &impl Blobs, bytes: &[u8]) {
@@ -272,8 +365,7 @@ async fn in_ranges(store: &impl Blobs, bytes: &[u8]) {
     assert_eq!(store.read(&digest, size..size + 1).await, Some(Vec::new()));
 }
 
-async fn the_same_blob_twice_is_one(store: impl IntoBlobs) {
-    let store = store.blobs();
+async fn the_same_blob_twice_is_one(store: impl Blobs) {
     for bytes in [random(KIB), random(LARGE)] {
         let digest = store.put(&bytes).await;
         assert_eq!(store.put(&bytes).await, digest);
@@ -370,7 +462,7 @@ async fn what_is_set_aside_is_not_read(store: Arc<Shared>) {
 }
 
 async fn an_object_is_made_once(store: Arc<Shared>) {
-    let digest = Digest::sha256(&random(8));
+    let digest = blob();
     let name = Name::Claim(&digest);
     assert!(store.get(name).await.unwrap().is_none());
     let made = store.create(name, "first".into()).await.unwrap();
@@ -379,7 +471,7 @@ async fn an_object_is_made_once(store: Arc<Shared>) {
     assert_eq!(found.bytes, "first");
     assert_eq!(Some(found.version), made);
     // Of many at once, one.
-    let digest = Digest::sha256(&random(8));
+    let digest = blob();
     let mut tasks = JoinSet::new();
     for n in 0..16 {
         let store = Arc::clone(&store);
@@ -395,7 +487,7 @@ async fn an_object_is_made_once(store: Arc<Shared>) {
 }
 
 async fn an_object_is_replaced_only_as_it_was_read(store: Arc<Shared>) {
-    let digest = Digest::sha256(&random(8));
+    let digest = blob();
     let name = Name::Claim(&digest);
     let first = store.create(name, "1".into()).await.unwrap().unwrap();
     let second = store
@@ -450,7 +542,7 @@ async fn changes_by_many_at_once_are_all_there(store: Arc<Shared>) {
 }
 
 async fn an_object_is_deleted_once_or_twice(store: Arc<Shared>) {
-    let digest = Digest::sha256(&random(8));
+    let digest = blob();
     let name = Name::Claim(&digest);
     store.delete(name).await.unwrap();
     store.create(name, "1".into()).await.unwrap();
@@ -461,7 +553,7 @@ async fn an_object_is_deleted_once_or_twice(store: Arc<Shared>) {
 }
 
 async fn every_name_is_listed_in_its_tree(store: Arc<Shared>) {
-    let digest = Digest::sha256(&random(8));
+    let digest = blob();
     let repository = repository("registry.example:5000/a/b_c/d-e");
     let tag: Tag = "v1.0-_x".parse().unwrap();
     let names = [
@@ -544,44 +636,79 @@ async fn what_nobody_used_is_pruned(store: Arc<Shared>) {
 
 // === links, what led where, tags ===
 
-async fn a_link_is_there_until_it_is_taken_away(local: Local) {
+async fn a_link_is_remembered(records: impl Records) {
     let (one, other) = (
         repository("registry.example/a"),
         repository("registry.example/b"),
     );
-    let digest = Digest::sha256(&random(8));
+    let digest = blob();
     let kind = MediaType::parse("application/vnd.oci.image.index.v1+json");
-    let links = &local.store.links;
-    assert!(links.link(&one, &digest).await.is_none());
-    links.add_link(&one, &digest, kind.as_ref()).await;
-    let local = local.again().await;
-    let links = &local.store.links;
-    let found = links.link(&one, &digest).await.unwrap();
+    assert!(records.store().link(&one, &digest).await.is_none());
+    records.store().add_link(&one, &digest, kind.as_ref()).await;
+    let later = records.later().await;
+    let found = later.store.link(&one, &digest).await.unwrap();
     assert_eq!(found.media_type, kind);
-    assert!(links.link(&other, &digest).await.is_none());
-    links.remove_link(&one, &digest).await;
-    let local = local.again().await;
-    assert!(local.store.links.link(&one, &digest).await.is_none());
+    assert!(later.store.link(&other, &digest).await.is_none());
 }
 
-async fn what_led_to_a_digest_is_remembered(local: Local) {
+async fn what_led_to_a_digest_is_remembered(records: impl Records) {
     let repository = repository("registry.example/a");
-    let child = Digest::sha256(&random(8));
-    let parents: [Reference; 2] = [
-        Reference::Tag("v1".parse().unwrap()),
-        Reference::Digest(Digest::sha256(&random(8))),
-    ];
-    for parent in &parents {
-        local
-            .store
-            .links
-            .add_led(&repository, parent, &[child])
-            .await;
+    let tag: Tag = "v1".parse().unwrap();
+    let layer = blob();
+    let image = manifest(&Manifest::referring_to(&[(layer, 8)]));
+    let at = Some((&tag, Variant::Any));
+    records.store().add_manifest(&repository, at, &image).await;
+    let later = records.later().await;
+    let led = async |by: Option<&Reference>, to: &Digest| {
+        let allowed = |reference: &Reference| by == Some(reference);
+        later.store.is_led(&repository, to, allowed).await
+    };
+    let by_tag = Reference::Tag(tag.clone());
+    let by_digest = Reference::Digest(*image.digest());
+    assert!(led(Some(&by_tag), image.digest()).await);
+    assert!(led(Some(&by_digest), &layer).await);
+    assert!(led(Some(&by_tag), &layer).await, "by way of the manifest");
+    assert!(!led(None, &layer).await);
+    assert!(!led(Some(&by_tag), &blob()).await);
+}
+
+async fn a_tag_is_remembered_with_what_it_was(records: impl Records) {
+    let repository = repository("registry.example/a");
+    let tag: Tag = "v1".parse().unwrap();
+    let kind = MediaType::parse("application/vnd.oci.image.index.v1+json").unwrap();
+    let digests = [(); 2].map(|()| blob());
+    let store = records.store();
+    for (digest, seen) in digests.iter().zip([100, 200]) {
+        let entry = TagEntry::new(*digest, kind.clone(), 9, seen);
+        let tags = &store.tags;
+        tags.record(&repository, &tag, Variant::Any, entry).await;
     }
+    let [_, newest] = &digests;
+    store
+        .confirm_tag(&repository, &tag, Variant::Any, newest)
+        .await;
+    let later = records.later().await;
+    let record = later.tag(&repository, &tag).await.unwrap();
+    let entries = record.entries(Variant::Any).iter();
+    let found: Vec<_> = entries
+        .map(|entry| (entry.digest, entry.first_seen))
+        .collect();
+    assert_eq!(found, [(digests[0], 100), (digests[1], 200)]);
+    let current = record.current(Variant::Any).unwrap();
+    assert_eq!(current.digest, *newest);
+    let unknown: Tag = "v2".parse().unwrap();
+    assert!(later.tag(&repository, &unknown).await.is_none());
+}
+
+async fn a_link_is_there_until_it_is_taken_away(local: Local) {
+    let repository = repository("registry.example/a");
+    let digest = blob();
+    local.store.links.add_link(&repository, &digest, None).await;
     let local = local.again().await;
-    let led = local.store.links.led_by(&repository, &child).await;
-    assert_eq!(led.len(), 2);
-    assert!(parents.iter().all(|parent| led.contains(parent)));
+    assert!(local.store.link(&repository, &digest).await.is_some());
+    local.store.links.remove_link(&repository, &digest).await;
+    let local = local.again().await;
+    assert!(local.store.link(&repository, &digest).await.is_none());
 }
 
 async fn a_tag_has_a_history(local: Local) {
