@@ -40,6 +40,12 @@ impl OwnNames {
         }
     }
 
+    /// Each with its port (None: any) and the registry that names without one are of, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Option<u16>, &Registry)> {
+        let names = self.names.iter();
+        names.map(|((host, port), default)| (host.as_str(), *port, default))
+    }
+
     /// Reads an image as the registry that is asked for it understands it.
     ///
     /// # Errors
@@ -75,8 +81,9 @@ impl OwnNames {
 
 fn split_port(name: &str) -> (&str, Option<u16>) {
     let (host, port) = match name.rsplit_once(':') {
-        Some((host, port)) => (host, port.parse().ok()),
-        None => (name, None),
+        // `parse` would take a sign too.
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, port.parse().ok()),
+        _ => (name, None),
     };
     if port.is_some() {
         (host, port)
@@ -150,6 +157,7 @@ mod tests {
             "images.corp.example:5000/a?ns=quay.io",
             "images.corp.example:5000/10.0.0.1/a",
             "images.corp.example:5000/quay.io/v2/a",
+            "images.corp.example:+5000/a",
             "images.corp.example:5000/quay.io/a:",
             "images.corp.example:5000/quay.io/a@sha256:1",
         ] {
