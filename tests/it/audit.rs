@@ -9,6 +9,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::cases::{pod, vectors};
 use crate::support::programs::{Outcome, run};
 use crate::support::proxy::command;
 
@@ -136,59 +137,39 @@ fn no_secret_is_needed() {
 }
 
 #[test]
-fn the_shared_cases_agree() {
-    let vectors: Value =
-        serde_json::from_str(include_str!("../policy-vectors-workloads.json")).unwrap();
+fn the_shared_workloads_agree() {
     let directory = TempDir::new().unwrap();
-    let cases = vectors["cases"].as_array().unwrap();
-    assert!(cases.len() >= 30);
-    for case in cases {
-        let name = case["name"].as_str().unwrap();
-        let policy = vectors["policies"][case["policy"].as_str().unwrap()]
-            .as_str()
-            .unwrap();
-        let config = format!("[server]\n{}{policy}", vectors["server"].as_str().unwrap());
-        fs::write(directory.path().join("portcullis.toml"), config).unwrap();
-        fs::write(
-            directory.path().join("workload.json"),
-            case["workload"].to_string(),
-        )
-        .unwrap();
-        let outcome = audit_in(directory.path(), &["workload.json", "-o", "json"]);
-        let json = parse(&outcome);
-        for list in ["violations", "unserved"] {
-            let expected: Vec<String> =
-                serde_json::from_value(case["expect"][list].clone()).unwrap();
-            assert_eq!(images(&json[list]), expected, "{name}: {list}");
+    let mut judged = 0;
+    for table in vectors().tables {
+        fs::write(directory.path().join("portcullis.toml"), table.config()).unwrap();
+        for (workload, case, expect) in table.workloads() {
+            let file = directory.path().join("workload.json");
+            fs::write(file, workload.to_string()).unwrap();
+            let outcome = audit_in(directory.path(), &["workload.json", "-o", "json"]);
+            let json = parse(&outcome);
+            let name = &case.name;
+            assert_eq!(images(&json["violations"]), expect.violations, "{name}");
+            assert_eq!(images(&json["unserved"]), expect.unserved, "{name}");
+            let code = if expect.violations.is_empty() { 0 } else { 2 };
+            assert_eq!(outcome.status.code(), Some(code), "{name}");
+            judged += 1;
         }
-        let is_clean = case["expect"]["violations"].as_array().unwrap().is_empty();
-        assert_eq!(
-            outcome.status.code(),
-            Some(if is_clean { 0 } else { 2 }),
-            "{name}"
-        );
     }
+    assert!(judged >= 50, "only {judged}");
 }
 
-/// The table of `vectors.rs`, with each image in a pod of its own.
+/// Each image in a pod of its own.
 #[test]
-fn the_table_of_images_agrees() {
-    let vectors: Value = serde_json::from_str(include_str!("../policy-vectors.json")).unwrap();
+fn the_shared_images_agree() {
     let mut judged = 0;
-    for table in vectors["tables"].as_array().unwrap() {
+    for table in vectors().tables {
         let directory = TempDir::new().unwrap();
-        let config = toml::to_string(&json!({ "policy": table["policy"] })).unwrap();
-        fs::write(directory.path().join("portcullis.toml"), config).unwrap();
+        fs::write(directory.path().join("portcullis.toml"), table.config()).unwrap();
         let mut cases = BTreeMap::new();
-        for (number, case) in table["cases"].as_array().unwrap().iter().enumerate() {
-            // Nobody asks in an audit.
-            if case["image"].is_null() || !case["client"].is_null() {
-                continue;
-            }
-            let pod = json!({ "apiVersion": "v1", "kind": "Pod", "spec": { "containers": [{ "image": case["image"] }] } });
+        for (number, (image, expect)) in table.anonymous_images().enumerate() {
             let file = format!("{number}.json");
-            fs::write(directory.path().join(&file), pod.to_string()).unwrap();
-            cases.insert(file, case);
+            fs::write(directory.path().join(&file), pod(&json!(image)).to_string()).unwrap();
+            cases.insert(file, (image, expect));
         }
         if cases.is_empty() {
             continue;
@@ -204,25 +185,24 @@ fn the_table_of_images_agrees() {
             };
             findings.find(is_here).cloned()
         };
-        for (file, case) in cases {
-            let expect = &case["expect"];
+        for (file, (image, expect)) in cases {
             let (violation, warning) = (listed("violations", &file), listed("warnings", &file));
             let effect = match (&violation, &warning) {
                 (Some(_), _) => "deny",
                 (None, Some(_)) => "audit",
                 (None, None) => "allow",
             };
-            let refused = case["expect"]["invalid"] == true;
-            let expected = if refused {
+            let expected = if expect.invalid {
                 "deny"
             } else {
-                expect["effect"].as_str().unwrap()
+                expect.effect.as_deref().unwrap()
             };
-            assert_eq!(effect, expected, "{}: {case}", table["name"]);
-            if let Some(finding) = violation.or(warning).filter(|_| !refused) {
-                assert_eq!(finding["rule"], expect["rule"], "{case}");
-                if let Some(instead) = expect.get("instead") {
-                    assert_eq!(finding["instead"], *instead, "{case}");
+            let about = format!("{}: {image}", table.name);
+            assert_eq!(effect, expected, "{about}");
+            if let Some(finding) = violation.or(warning).filter(|_| !expect.invalid) {
+                assert_eq!(finding["rule"].as_str(), expect.rule.as_deref(), "{about}");
+                if let Some(instead) = expect.instead {
+                    assert_eq!(finding["instead"], *instead, "{about}");
                 }
             }
             judged += 1;

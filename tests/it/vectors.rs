@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
 
 use portcullis::oci::{Image, Registry};
 use portcullis::policy::{self, Client, Engine, Target};
@@ -11,6 +10,7 @@ use portcullis::units;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::support::cases::{Case, Expect, Table, vectors};
 use crate::support::certificates::Certificates;
 use crate::support::client::{self, Response};
 use crate::support::image::OCI_MANIFEST;
@@ -18,76 +18,12 @@ use crate::support::programs::{Outcome, run};
 use crate::support::proxy::{Proxy, Setup, command};
 use crate::support::upstream::{Fault, Upstream};
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Vectors {
-    #[serde(rename = "about")]
-    _about: Vec<String>,
-    /// What every registry answers with.
-    manifest: String,
-    tables: Vec<Table>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    name: String,
-    #[serde(rename = "about")]
-    _about: String,
-    policy: Value,
-    cases: Vec<Case>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Case {
-    /// None: a case of another kind.
-    image: Option<String>,
-    client: Option<String>,
-    #[serde(default, rename = "workload")]
-    _workload: Option<Value>,
-    expect: Value,
-}
-
-/// What a case about an image expects.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Expect {
-    #[serde(default)]
-    invalid: bool,
-    effect: Option<String>,
-    rule: Option<String>,
-    target: Option<String>,
-    min_age: Option<String>,
-    #[serde(default)]
-    if_led: bool,
-    instead: Option<String>,
-}
-
 /// The registries of one table, each with an upstream of its own.
 struct Registries(BTreeMap<Registry, Upstream>);
 
 // === the table ===
 
-fn vectors() -> Vectors {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policy-vectors.json");
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
-
 impl Table {
-    /// The cases about images; `expect` has another shape for others.
-    fn images(&self) -> impl Iterator<Item = (&str, &Case, Expect)> {
-        self.cases.iter().filter_map(|case| {
-            let expect = || Expect::deserialize(&case.expect).unwrap();
-            Some((case.image.as_deref()?, case, expect()))
-        })
-    }
-
-    fn toml(&self) -> String {
-        let policy = serde_json::json!({ "policy": self.policy });
-        toml::to_string(&policy).unwrap()
-    }
-
     /// Every registry that is named, or that something is pulled from.
     fn registries(&self) -> BTreeSet<Registry> {
         let names = self
@@ -108,6 +44,12 @@ impl Case {
     fn subject(&self) -> Option<&str> {
         self.client.as_deref()?.strip_prefix("mtls:")
     }
+}
+
+/// Workloads are pulled by nobody.
+fn with_images(tables: Vec<Table>) -> impl Iterator<Item = Table> {
+    let has_some = |table: &Table| table.images().next().is_some();
+    tables.into_iter().filter(has_some)
 }
 
 #[test]
@@ -162,7 +104,7 @@ fn the_engine_decides_so() {
 fn explain_says_so() {
     let directory = tempfile::TempDir::new().unwrap();
     let file = directory.path().join("portcullis.toml");
-    for table in vectors().tables {
+    for table in with_images(vectors().tables) {
         // Without a proxy there are no certificates to ask for, but their names can be given.
         let tls = "[server.tls]\ncertificate = \"a\"\nkey = \"b\"\nclient_ca = \"c\"\n";
         let tls = if table.wants_certificates() { tls } else { "" };
@@ -171,7 +113,7 @@ fn explain_says_so() {
             .iter()
             .map(|name| format!("[upstreams.\"{name}\"]\n"));
         let upstreams: String = upstreams.collect();
-        fs::write(&file, format!("{tls}{upstreams}{}", table.toml())).unwrap();
+        fs::write(&file, format!("{tls}{upstreams}{}", table.rules())).unwrap();
         let explain = |client: Option<&str>, images: &[&str]| -> Outcome {
             let client = client.map(|client| ["--client", client]);
             let mut arguments = vec!["explain", "-o", "json"];
@@ -236,7 +178,7 @@ fn explain_says_so() {
 #[test]
 fn a_pull_meets_it() {
     let vectors = vectors();
-    for table in &vectors.tables {
+    for table in with_images(vectors.tables) {
         let registries = Registries::start(&table.registries(), &vectors.manifest);
         let directory = tempfile::TempDir::new().unwrap();
         let files = Certificates::create(directory.path());
@@ -250,7 +192,7 @@ fn a_pull_meets_it() {
                 .tls(&files.certificate, &files.key, &files.authority)
                 .section("server.tls", &authority);
         }
-        let proxy = setup.rules(&table.toml()).start();
+        let proxy = setup.rules(&table.rules()).start();
         for (image, case, expect) in table.images() {
             let client = asker(&proxy, case, &files);
             for (path, method) in spellings(image) {

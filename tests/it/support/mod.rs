@@ -1,5 +1,6 @@
 //! What the tests are made of.
 
+pub mod cases;
 pub mod certificates;
 pub mod client;
 pub mod herd;
