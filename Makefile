@@ -11,6 +11,7 @@ run:
 
 test:
 	tests/setup/packages.sh
+	tests/setup/schemas.sh
 	tests/setup/stores.sh cargo test --locked
 
 lint:

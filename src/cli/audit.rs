@@ -41,7 +41,6 @@ impl Audit {
 
         let mut report = match output {
             Output::Text => Report::new(audit.text(), serde_json::Value::Null),
-            Output::Json => Report::new(String::new(), audit.json()),
             Output::Sarif => Report::new(String::new(), audit.sarif()),
             Output::Policyreport => {
                 Report::new(String::new(), audit.report(ReportKind::PolicyReport))
@@ -49,6 +48,8 @@ impl Audit {
             Output::Openreports => {
                 Report::new(String::new(), audit.report(ReportKind::OpenReports))
             }
+            // What others print is refused before.
+            _ => Report::new(String::new(), audit.json()),
         };
         report.code = match (audit.errors.is_empty(), audit.violations().next()) {
             (false, _) => ExitCode::FAILURE,

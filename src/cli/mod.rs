@@ -8,6 +8,7 @@ mod cache;
 mod check;
 mod explain;
 mod nodes;
+mod policy;
 mod serve;
 
 use std::io::{self, Write as _};
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use crate::cluster::export::Format;
 use crate::config::{Config, Fault, LoadError, Source};
 use crate::policy::Engine;
 
@@ -53,6 +55,14 @@ enum Output {
     Policyreport,
     /// openreports.io/v1alpha1; `audit` only
     Openreports,
+    /// `ValidatingAdmissionPolicy`; `policy export` only
+    Vap,
+    /// `ConstraintTemplate` and constraints; `policy export` only
+    Gatekeeper,
+    /// A definition for AKS and Arc; `policy export` only
+    AzurePolicy,
+    /// `ClusterPolicy`; `policy export` only
+    Kyverno,
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,6 +75,9 @@ enum Command {
     Explain(explain::Explain),
     /// Judge every image in manifests, compose files and Dockerfiles; exit 2 if one is not allowed
     Audit(audit::Audit),
+    /// Take the rules elsewhere
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Look after the cache
     #[command(subcommand)]
     Cache(cache::Cache),
@@ -91,21 +104,57 @@ impl Arguments {
     /// # Errors
     /// Whatever kept it from doing what it is for, with the way out in the message.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let everywhere = matches!(self.output, Output::Text | Output::Json);
-        if !everywhere && !matches!(self.command, Command::Audit(_)) {
-            anyhow::bail!("only audit knows this output: use -o text or -o json");
-        }
+        self.output.check(&self.command)?;
         let source = Source::find(self.config.as_deref())?;
         let report = match self.command {
             Command::Serve(serve) => return serve.run(&source),
             Command::Check => check::run(&source)?,
             Command::Explain(explain) => explain.run(&source)?,
             Command::Audit(audit) => audit.run(&source, self.output)?,
+            Command::Policy(policy) => policy.run(&source, self.output)?,
             Command::Cache(cache) => cache.run(&source)?,
             Command::Nodes(nodes) => nodes.run(&source)?,
         };
         report.print(self.output)?;
         Ok(report.code)
+    }
+}
+
+// === impl Output ===
+
+impl Output {
+    /// Most formats are for one command.
+    fn check(self, command: &Command) -> anyhow::Result<()> {
+        let (is_known, who) = match self {
+            Output::Text | Output::Json => (true, ""),
+            Output::Sarif | Output::Policyreport | Output::Openreports => {
+                (matches!(command, Command::Audit(_)), "audit")
+            }
+            Output::Vap | Output::Gatekeeper | Output::AzurePolicy | Output::Kyverno => (
+                matches!(command, Command::Policy(policy::Policy::Export(_))),
+                "policy export",
+            ),
+        };
+        anyhow::ensure!(
+            is_known,
+            "only {who} knows this output: use -o text or -o json"
+        );
+        Ok(())
+    }
+
+    /// The format of a policy, if it is one.
+    fn policy(self) -> Option<Format> {
+        Some(match self {
+            Output::Vap => Format::Vap,
+            Output::Gatekeeper => Format::Gatekeeper,
+            Output::AzurePolicy => Format::AzurePolicy,
+            Output::Kyverno => Format::Kyverno,
+            Output::Text
+            | Output::Json
+            | Output::Sarif
+            | Output::Policyreport
+            | Output::Openreports => return None,
+        })
     }
 }
 
@@ -148,6 +197,7 @@ impl Report {
         }
         let text = match output {
             Output::Text => self.text.clone(),
+            _ if output.policy().is_some() => self.text.clone(),
             _ => format!("{:#}\n", self.json),
         };
         match io::stdout().write_all(text.as_bytes()) {

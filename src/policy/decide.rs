@@ -8,17 +8,12 @@ use serde::Serialize;
 
 use super::client::Client;
 use super::pattern::Pattern;
-use super::refusal::{self, Refusal};
+use super::refusal::{self, AUDITED, HELD_BACK, REFUSED, Refusal};
 use super::rewrite::MOST_REWRITES;
 use super::rule::{Effect, Require, Rule, Verdict, judge};
 use super::{Engine, Target};
 use crate::oci::Reference;
 use crate::units;
-
-/// What becomes of an image, as a line about it says.
-const REFUSED: &str = "is not allowed";
-const AUDITED: &str = "is served, but audited";
-const HELD_BACK: &str = "is not served yet";
 
 /// What the policy says about one target.
 #[derive(Clone, Debug)]
@@ -247,13 +242,11 @@ impl Decision {
     fn follow(&mut self, rule: &Rule, pattern: &Pattern) -> Result<(), String> {
         let id = &rule.id;
         if self.rewrites.len() >= MOST_REWRITES {
-            return Err(format!(
-                "rule {id} rewrites it once more, after {MOST_REWRITES} others"
-            ));
+            return Err(refusal::too_often(id));
         }
         let instead = rule.instead.as_ref();
         let to = instead.and_then(|instead| instead.target(pattern, &self.target));
-        let to = to.ok_or_else(|| format!("what rule {id} rewrites it to is too long a name"))?;
+        let to = to.ok_or_else(|| refusal::too_long(id))?;
         self.rewrites.push(Rewrite {
             rule: Arc::clone(id),
             to: to.clone(),
@@ -265,7 +258,6 @@ impl Decision {
     /// What the rule that decides makes of it, with its conditions.
     fn settle(mut self, asked: &Target, decides: Option<(&Rule, &Pattern)>) -> Self {
         let rule = decides.map(|(rule, _)| rule);
-        let reason = rule.and_then(|rule| rule.reason.clone());
         if self.effect == Effect::Deny {
             // A list of tags is there to find the allowed one in.
             let ways = self.if_led.first().cloned();
@@ -279,20 +271,20 @@ impl Decision {
                     ..self
                 };
             }
-            let why = match (reason, rule) {
-                (Some(reason), _) => reason,
-                (None, Some(rule)) => format!("rule {} refuses it", rule.id),
-                (None, None) if self.if_led.is_empty() => "no rule allows it".to_owned(),
-                (None, None) => {
-                    "only some versions are, and none of them led to this digest".to_owned()
-                }
+            let why = match rule {
+                Some(rule) => rule.refuses(),
+                None if self.if_led.is_empty() => refusal::NOTHING_ALLOWS.to_owned(),
+                None => refusal::NOTHING_LED.to_owned(),
             };
             return self.deny(asked, decides, &why);
         }
         let tag = matches!(self.target.reference, Some(Reference::Tag(_)));
         if let Some(rule) = rule.filter(|rule| tag && rule.require == Some(Require::Digest)) {
-            let why = reason.unwrap_or_else(|| format!("rule {} wants a digest", rule.id));
-            let why = format!("{why}; pin it as {}@sha256:...", self.target);
+            let why = format!(
+                "{}; pin it as {}@sha256:...",
+                rule.wants_digest(),
+                self.target
+            );
             return self.deny(asked, decides, &why);
         }
         // Another way is of use only where it makes a difference.
@@ -300,8 +292,12 @@ impl Decision {
         self.if_led
             .retain(|way| way.reference.is_some() && (way != target || effect == Effect::Audit));
         if let Some((rule, _)) = decides.filter(|_| effect == Effect::Audit) {
-            let why = reason.unwrap_or_else(|| format!("rule {} is about it", rule.id));
-            self.refusal = Some(Arc::new(self.refusal(AUDITED, asked, decides, &why)));
+            self.refusal = Some(Arc::new(self.refusal(
+                AUDITED,
+                asked,
+                decides,
+                &rule.audits(),
+            )));
         }
         self.obligation = rule.filter(|_| tag).and_then(|rule| {
             Some(Arc::new(Obligation {

@@ -13,6 +13,10 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::oci::{Digest, Reference, Registry, Tag};
 
+mod regex;
+
+pub(super) use regex::Versions;
+
 /// One compiled pattern.
 #[derive(Clone, Debug)]
 pub struct Pattern {
@@ -183,6 +187,11 @@ impl Pattern {
         name.splitn(self.replaced + 1, '/').last().unwrap_or(name)
     }
 
+    /// How many segments of a name are not in [`Pattern::remainder`], if it has as many.
+    pub(super) fn replaced(&self) -> usize {
+        self.replaced
+    }
+
     /// Whether it is about some tags or digests only.
     pub(super) fn has_version(&self) -> bool {
         !matches!(self.version, Version::Any)
@@ -293,7 +302,7 @@ impl Glob {
             return Err(invalid(text, "has ** as a whole segment only: a/**, **/b"));
         }
         Ok(match glob.strip_suffix("/**") {
-            _ if glob == "**" => Glob::Any,
+            _ if glob.split('/').all(|segment| segment == "**") => Glob::Any,
             _ if !glob.contains('*') => Glob::Exact(glob.to_owned()),
             Some(prefix) if !prefix.contains('*') => Glob::Under(format!("{prefix}/")),
             _ => {

@@ -7,6 +7,18 @@
 
 use serde::Serialize;
 
+use super::rewrite::MOST_REWRITES;
+use super::rule::Rule;
+
+/// What becomes of an image, as a line about it says.
+pub const REFUSED: &str = "is not allowed";
+pub const AUDITED: &str = "is served, but audited";
+pub(super) const HELD_BACK: &str = "is not served yet";
+
+/// Why, where no rule decides.
+pub(super) const NOTHING_ALLOWS: &str = "no rule allows it";
+pub(super) const NOTHING_LED: &str = "only some versions are, and none of them led to this digest";
+
 /// The longest line, in characters; more than this no client shows well.
 pub(super) const LONGEST_MESSAGE: usize = 200;
 
@@ -98,4 +110,35 @@ fn clip(text: &str, most: usize) -> String {
         .take(most.saturating_sub(3))
         .chain("...".chars())
         .collect()
+}
+
+/// Why a rewrite by `rule` leads nowhere.
+pub(super) fn too_often(rule: &str) -> String {
+    format!("rule {rule} rewrites it once more, after {MOST_REWRITES} others")
+}
+
+pub(super) fn too_long(rule: &str) -> String {
+    format!("what rule {rule} rewrites it to is too long a name")
+}
+
+// === impl Rule ===
+
+/// Why, in its own words where it has some.
+impl Rule {
+    pub(super) fn refuses(&self) -> String {
+        self.reason_or("refuses it")
+    }
+
+    pub(super) fn audits(&self) -> String {
+        self.reason_or("is about it")
+    }
+
+    pub(super) fn wants_digest(&self) -> String {
+        self.reason_or("wants a digest")
+    }
+
+    fn reason_or(&self, does: &str) -> String {
+        let reason = self.reason.clone();
+        reason.unwrap_or_else(|| format!("rule {} {does}", self.id))
+    }
 }

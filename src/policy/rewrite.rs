@@ -9,7 +9,7 @@ use super::{Effect, Engine, Problem, Target};
 use crate::oci::{Image, Reference, Registry};
 
 /// How often one pull may be rewritten. More would only hide where an image comes from.
-pub(super) const MOST_REWRITES: usize = 2;
+pub const MOST_REWRITES: usize = 2;
 
 /// One image, or, ending in `/**`, the same path elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,8 +104,17 @@ impl Instead {
         if let Some(name) = pattern.exact() {
             return canonical(pattern.remainder(name)).map(Names::One);
         }
-        let start = canonical("x/x")?.strip_suffix("x/x")?.to_owned();
-        Some(Names::Under(start))
+        self.start().map(Names::Under)
+    }
+
+    /// What the same path elsewhere begins with, in canonical form.
+    pub(super) fn start(&self) -> Option<String> {
+        let Instead::Under(prefix) = self else {
+            return None;
+        };
+        let image: Image = format!("{prefix}x/x").parse().ok()?;
+        let name = image.repository.to_string();
+        Some(name.strip_suffix("x/x")?.to_owned())
     }
 }
 

@@ -807,3 +807,59 @@ fn long_refusals_keep_what_matters() {
 }
 
 const LONGEST: usize = refusal::LONGEST_MESSAGE;
+
+/// What an outline must not say in one breath is in clauses of its own.
+#[test]
+fn an_outline_has_a_clause_for_each_thing_that_is_said() {
+    let engine = engine(
+        r#"
+        default = "deny"
+        rules = [
+            { id = "theirs", images = ["**"], effect = "deny", clients = ["10.0.0.0/8"] },
+            { id = "moved", images = ["k8s.gcr.io/**", "a.io/b/**"], effect = "rewrite", instead = "registry.k8s.io/**" },
+            { id = "pinned", images = ["quay.io/**"], except = ["quay.io/free"], effect = "allow", require = "digest" },
+            { id = "young", images = ["ghcr.io/app:v*"], effect = "allow", min_age = "3d" },
+        ]"#,
+    );
+    let outline = engine.outline();
+    let clauses = outline.clauses.iter();
+    let texts: Vec<_> = clauses
+        .map(|clause| (&*clause.when, clause.unless.as_deref()))
+        .collect();
+    let free = Some("^quay[.]io/free[:@][^/]*$");
+    assert_eq!(
+        texts,
+        [
+            // The two keep as much of a name as they have segments left.
+            ("^k8s[.]gcr[.]io/", None),
+            ("^a[.]io/b/", None),
+            ("^quay[.]io/[^@]*@", free),
+            ("^quay[.]io/[^@]*:[^/@]*$", free),
+            ("^ghcr[.]io/app:v[^/@]*$", None),
+            // By digest, where only a tag is allowed.
+            ("^ghcr[.]io/app@", None),
+        ]
+    );
+    assert_eq!(
+        outline.left_out,
+        [
+            LeftOut::Clients("theirs".into()),
+            LeftOut::MinAge("young".into())
+        ]
+    );
+    let Says::Refuse(words) = &outline.clauses[3].says else {
+        panic!("{outline:?}");
+    };
+    assert!(words.pin);
+    let open = Engine::compile(&Config::default()).unwrap().outline();
+    assert_eq!((open.clauses.len(), open.default), (1, Says::Serve));
+}
+
+/// A whole policy fell silent: as a glob it matched nothing.
+#[test]
+fn twice_any_segments_is_any_segments() {
+    let engine = engine(
+        "rules = [{ id = \"all\", images = [\"**/**\"], effect = \"deny\" }]\ndefault = \"allow\"",
+    );
+    assert_eq!(evaluate(&engine, "quay.io/a:1").effect, Effect::Deny);
+}

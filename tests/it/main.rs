@@ -26,6 +26,7 @@ mod contract;
 mod credentials;
 mod deploy;
 mod e2e;
+mod exports;
 mod faults;
 mod fleet;
 mod fleet_life;

@@ -5,6 +5,7 @@ use proptest::sample::select;
 
 use super::*;
 use crate::oci::{HostMap, Route};
+use crate::policy::pattern::Versions;
 
 const PATTERNS: &[&str] = &[
     "**",
@@ -45,12 +46,14 @@ fn any_pattern() -> impl Strategy<Value = String> {
     let registry = select(&["a.io", "b.io", "*.io", "*", "a.*", "x.a.io", "*a.io"]);
     let segment = || select(&["a", "b", "ab", "*", "a*", "*b", "**"]);
     let path = prop::collection::vec(segment(), 1..4);
-    let version = select(&["", "", "", ":1", ":*", ":1*", "@*"]);
-    let named = (registry, path, version)
-        .prop_map(|(registry, path, version)| format!("{registry}/{}{version}", path.join("/")));
+    let version = select(&["", "", "", ":1", ":*", ":1*", "@*", "@"]);
+    let named = (registry, path, version).prop_map(|(registry, path, version)| {
+        let digest = if version == "@" { DIGEST } else { "" };
+        format!("{registry}/{}{version}{digest}", path.join("/"))
+    });
     prop_oneof![
         8 => named,
-        1 => select(&["**", "**:1", "**/a", "**/a/**", "**/*b:1"]).prop_map(str::to_owned),
+        1 => select(&["**", "**/**", "**:1", "**/a", "**/a/**", "**/*b:1", "a.io/**/**"]).prop_map(str::to_owned),
     ]
 }
 
@@ -65,6 +68,18 @@ fn any_image() -> impl Strategy<Value = String> {
             version.to_owned()
         };
         format!("{registry}/{}{version}", path.join("/"))
+    })
+}
+
+/// An image in canonical form, sometimes of a digest that patterns name.
+fn spelled_out() -> impl Strategy<Value = String> {
+    let other = DIGEST.replace("sha256:e3", "sha256:00");
+    (any_image(), any::<bool>()).prop_map(move |(image, swap)| {
+        if swap {
+            image.replace(DIGEST, &other)
+        } else {
+            image
+        }
     })
 }
 
@@ -319,5 +334,34 @@ proptest! {
         prop_assert!(message.chars().count() <= LONGEST);
         prop_assert!(!message.contains(char::is_control));
         prop_assert!(message.starts_with("k8s.gcr.io/"));
+    }
+
+    /// What others decide by is what we decide by.
+    #[test]
+    fn an_expression_is_its_pattern(pattern in any_pattern(), image in spelled_out(), port: bool) {
+        let image = if port { image.replacen("a.io/", "a.io:5000/", 1) } else { image };
+        let image = image.replace('?', ":latest");
+        let pattern = Pattern::parse(&pattern).unwrap();
+        let Target { repository, reference } = target(&image);
+        let hit = pattern.hit(&repository.to_string(), reference.as_ref());
+        let by_tag = matches!(reference, Some(Reference::Tag(_)));
+        for (versions, expected) in [
+            (Versions::Sure, hit == Hit::Yes),
+            (Versions::Tags, hit == Hit::Yes && by_tag),
+            (Versions::Digests, hit == Hit::Yes && !by_tag),
+        ] {
+            let expression = pattern.regex(versions);
+            let matches = expression.as_ref().is_some_and(|expression| {
+                assert!(!expression.contains('\\'));
+                regex::Regex::new(&format!("^{expression}")).unwrap().is_match(&image)
+            });
+            prop_assert_eq!(matches, expected, "{} {:?} {:?}: {}", pattern, versions, expression, image);
+        }
+        let unsure = pattern.regex(Versions::Unsure);
+        let may = unsure.is_some_and(|expression| {
+            regex::Regex::new(&format!("^{expression}")).unwrap().is_match(&image)
+        });
+        // A digest that surely matches may be among those that may.
+        prop_assert!(may == (hit == Hit::Unsure) || may && hit == Hit::Yes, "{}: {}", pattern, image);
     }
 }

@@ -3,6 +3,7 @@
 pub mod cases;
 pub mod certificates;
 pub mod client;
+pub mod engines;
 pub mod herd;
 pub mod image;
 pub mod listeners;
