@@ -862,4 +862,34 @@ fn twice_any_segments_is_any_segments() {
         "rules = [{ id = \"all\", images = [\"**/**\"], effect = \"deny\" }]\ndefault = \"allow\"",
     );
     assert_eq!(evaluate(&engine, "quay.io/a:1").effect, Effect::Deny);
+/// A digest that two rules leave open has a way, though neither names its tag.
+#[test]
+fn a_digest_between_two_exceptions_has_a_way() {
+    let engine = engine(
+        r#"
+        [[rules]]
+        id = "r0"
+        images = ["**"]
+        except = ["quay.io/a:2"]
+        effect = "deny"
+        [[rules]]
+        id = "r1"
+        images = ["**"]
+        except = ["quay.io/*:1"]
+        effect = "allow"
+        "#,
+    );
+    assert_eq!(evaluate(&engine, "quay.io/a:2").effect, Effect::Allow);
+    for tag in ["1", "3"] {
+        let image = format!("quay.io/a:{tag}");
+        assert_eq!(evaluate(&engine, &image).effect, Effect::Deny, "{tag}");
+    }
+    let by_digest = evaluate(&engine, &format!("quay.io/a@{DIGEST}"));
+    assert_eq!(by_digest.effect, Effect::Deny);
+    assert_eq!(
+        by_digest.if_led,
+        [target(&format!("quay.io/a@{DIGEST}"))],
+        "the tag 2 may have led to it"
+    );
+    assert_eq!(evaluate(&engine, "quay.io/a?").effect, Effect::Allow);
 }
