@@ -183,6 +183,8 @@ impl Engine {
             tracker: tracker.clone(),
         })
         .map_err(|error| AppError::Config(vec![format!("tags.immutable: {error}")]))?;
+        cache.read_pulls().await;
+        tracker.spawn(Arc::clone(&cache).write_pulls(background.clone()));
         Ok(Engine {
             cache,
             store,

@@ -21,6 +21,8 @@ pub(super) struct Access {
     policy: Arc<Engine>,
     /// Where policy sends the request, which may be another place than the client named.
     target: Target,
+    /// The rule that let it in.
+    rule: Option<Arc<str>>,
     upstream: Option<Arc<Upstream>>,
     obligation: Option<Arc<Obligation>>,
     audit: Option<Arc<Refusal>>,
@@ -34,6 +36,14 @@ impl Access {
     /// What is asked for there; none for a list of tags.
     pub(super) fn reference(&self) -> Option<&Reference> {
         self.target.reference.as_ref()
+    }
+
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    pub(super) fn rule(&self) -> Option<&Arc<str>> {
+        self.rule.as_ref()
     }
 
     /// What a tag must fulfil besides.
@@ -98,6 +108,7 @@ impl Cache {
         Ok(Access {
             policy,
             target: decision.target,
+            rule: decision.rule,
             upstream,
             obligation: decision.obligation,
             audit: decision.refusal,

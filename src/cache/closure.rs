@@ -106,9 +106,7 @@ impl Cache {
         why: &'static str,
     ) -> Result<Closure, ClosureError> {
         let (repository, reference) = (&image.repository, image.reference());
-        let root = self
-            .manifest(&operator(), repository, &reference, &[])
-            .await;
+        let root = self.own_manifest(&operator(), repository, &reference).await;
         let root = root.map_err(|error| at(image, error))?.manifest;
         let mut survey = Survey {
             cache: self,
@@ -265,7 +263,7 @@ impl Survey<'_> {
         let fetched = stream::iter(next).map(async |digest| {
             let reference = Reference::Digest(digest);
             let answer = cache
-                .manifest(&operator(), repository, &reference, &[])
+                .own_manifest(&operator(), repository, &reference)
                 .await;
             answer
                 .map(|answer| answer.manifest)

@@ -9,7 +9,7 @@
 //! lists and referrers. [`source`]: an upstream repository as a fill sees it. [`near`]: who else
 //! may have a blob. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
 //! said a moment ago. [`unwritten`]: manifests on their way to the disk. [`closure`]: an image made
-//! whole. [`keep`]: what operators do with it.
+//! whole. [`keep`]: what operators do with it. [`pulls`]: who asked for what.
 
 mod access;
 mod age;
@@ -21,6 +21,7 @@ pub mod keep;
 mod listing;
 mod manifest;
 mod near;
+pub mod pulls;
 mod recent;
 mod source;
 mod unwritten;
@@ -43,6 +44,7 @@ use crate::telemetry::metrics::{AnswerLabels, OutcomeLabel, RouteLabel};
 use crate::upstream::Upstreams;
 
 pub use crate::policy::Client;
+use access::Access;
 pub use blob::{BlobAnswer, Pieces, Wanted};
 pub use error::CacheError;
 use flight::Flights;
@@ -50,6 +52,7 @@ pub use listing::{ReferrersAnswer, TagsAnswer};
 pub use manifest::ManifestAnswer;
 use manifest::{Fetched, TagKey};
 pub use near::{Fleet, Nearby};
+use pulls::Pulls;
 use recent::Recent;
 use unwritten::Unwritten;
 
@@ -90,6 +93,7 @@ pub struct Cache {
     tracker: TaskTracker,
     manifests: Memory<Digest, Arc<Manifest>>,
     unwritten: Unwritten,
+    pulls: Pulls,
     listings: Memory<listing::Key, listing::Listing>,
     recent: Recent,
     tag_looks: Flights<(Repository, Tag), Option<Arc<TagRecord>>>,
@@ -178,6 +182,7 @@ impl Cache {
                 .time_to_live(parts.config.stale_for.max(parts.config.fresh_for))
                 .build(),
             unwritten: Unwritten::default(),
+            pulls: Pulls::new(Arc::clone(&parts.metrics)),
             recent: Recent::new(parts.config.missing_for),
             tag_looks: Flights::new(tracker),
             tag_flights: Flights::new(tracker),
@@ -208,7 +213,8 @@ impl Cache {
         self.policy.store(Arc::new(policy));
     }
 
-    /// Answers for a manifest. `accept` has every `Accept` header line of the client.
+    /// Answers for a manifest that a client pulls, and puts that on record. `accept` has every
+    /// `Accept` header line of the client.
     ///
     /// Cancel-safe: what was begun for the answer is finished without the client.
     pub async fn manifest(
@@ -218,14 +224,45 @@ impl Cache {
         reference: &Reference,
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
+        let entered = self.enter(client, repository, Some(reference)).await;
+        let answer = match &entered {
+            Ok(access) => {
+                self.manifest_behind(access, client, reference, accept)
+                    .await
+            }
+            Err(error) => Err(error.clone()),
+        };
+        let asked = (repository, reference);
+        self.note_pull(client, asked, entered.as_ref().ok(), answer.as_ref())
+            .await;
+        answer
+    }
+
+    /// The same for ourselves.
+    async fn own_manifest(
+        self: &Arc<Self>,
+        client: &Client,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<ManifestAnswer, CacheError> {
         let access = self.enter(client, repository, Some(reference)).await?;
+        self.manifest_behind(&access, client, reference, &[]).await
+    }
+
+    async fn manifest_behind(
+        self: &Arc<Self>,
+        access: &Access,
+        client: &Client,
+        reference: &Reference,
+        accept: &[&str],
+    ) -> Result<ManifestAnswer, CacheError> {
         let mut answer = match access.reference().unwrap_or(reference) {
             Reference::Tag(tag) => {
-                let answer = self.manifest_by_tag(&access, tag, accept).await?;
-                self.admit(&access, client, answer.manifest.digest())?;
+                let answer = self.manifest_by_tag(access, tag, accept).await?;
+                self.admit(access, client, answer.manifest.digest())?;
                 answer
             }
-            Reference::Digest(digest) => self.manifest_by_digest(&access, digest, accept).await?,
+            Reference::Digest(digest) => self.manifest_by_digest(access, digest, accept).await?,
         };
         if let Some(shared) = &self.store.shared {
             shared.used.note(answer.manifest.digest());

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::{Serialize, Serializer};
 
 use super::pattern::InvalidPattern;
 
@@ -129,6 +130,12 @@ impl FromStr for Subject {
             return Err(invalid("has a value for each attribute"));
         }
         Ok(Subject(attributes))
+    }
+}
+
+impl Serialize for Subject {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

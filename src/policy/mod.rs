@@ -12,11 +12,12 @@
 //! whoever keeps track of that asks again with those.
 
 use std::fmt;
+use std::str::FromStr;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::oci::{Image, Reference, Registry, Repository};
+use crate::oci::{Image, InvalidName, Reference, Registry, Repository};
 
 mod client;
 mod decide;
@@ -196,6 +197,28 @@ impl From<&Image> for Target {
             repository: image.repository.clone(),
             reference: Some(image.reference()),
         }
+    }
+}
+
+impl FromStr for Target {
+    type Err = InvalidName;
+
+    /// Reads an image as people write it: without a version it is `latest`.
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        text.parse::<Image>().map(|image| Target::from(&image))
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Target {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
     }
 }
 

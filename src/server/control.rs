@@ -126,6 +126,7 @@ impl Control {
             .route("/api/v1/verify", post(verify))
             .route("/api/v1/why", get(why))
             .route("/api/v1/history", get(history))
+            .route("/api/v1/pulls", get(pulls))
             .layer(DefaultBodyLimit::max(LONGEST_BODY))
             .with_state(shared);
         Control {
@@ -273,6 +274,10 @@ async fn history(State(shared): State<Arc<Shared>>, Query(about): Query<About>) 
     Ok(done(
         json!({ "entries": entries.into_iter().map(entry).collect::<Vec<_>>() }),
     ))
+}
+
+async fn pulls(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    done(shared.cache.pulls())
 }
 
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Refused> {

@@ -52,6 +52,10 @@ impl Layout {
         self.root.join("v1/uploads")
     }
 
+    pub(super) fn pulls(&self) -> PathBuf {
+        self.root.join("v1/pulls")
+    }
+
     /// The directory of what is known of all repositories.
     pub(super) fn repositories(&self) -> PathBuf {
         self.root.join("v1/repos")

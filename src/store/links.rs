@@ -40,6 +40,10 @@ const IN_MEMORY: u64 = 400_000;
 const REWRITE_AGE: i64 = 15 * 60;
 /// How far a search for tags goes: more than any image has above a layer in one repository.
 const MOST_PARENTS: usize = 10_000;
+/// The same for a search of what is near: more than any manifest has.
+const MOST_LEADERS: usize = 1000;
+/// How far that goes: tag, index, an index in that, manifest.
+const NEAR: usize = 3;
 /// The word in place of a media type for a link that is gone: no media type is without a slash.
 const GONE: &str = "gone";
 
@@ -188,6 +192,22 @@ impl Links {
             .await
     }
 
+    /// Whether a tag, manifest or index that `is_one` leads to `digest`, as far as is known here. Made
+    /// for every request: it looks at the nearest first, and not at many.
+    pub async fn leads(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        mut is_one: impl FnMut(&Reference) -> bool,
+    ) -> bool {
+        let mut left = MOST_LEADERS;
+        self.shelf
+            .read(repository, |known| {
+                known.leads(digest, NEAR, &mut left, &mut is_one)
+            })
+            .await
+    }
+
     pub(super) async fn flush(&self) {
         self.shelf.flush().await;
     }
@@ -246,6 +266,25 @@ impl Known {
             let _ = writeln!(self.unwritten_led, "{child} {parent}");
         }
         new
+    }
+
+    fn leads(
+        &self,
+        digest: &Digest,
+        steps: usize,
+        left: &mut usize,
+        is_one: &mut impl FnMut(&Reference) -> bool,
+    ) -> bool {
+        let Some(parents) = self.led.get(digest) else {
+            return false;
+        };
+        let few = (*left).min(parents.len());
+        *left -= few;
+        if parents.iter().take(few).any(&mut *is_one) {
+            return true;
+        }
+        let mut digests = parents.iter().take(few).filter_map(Reference::digest);
+        steps > 1 && digests.any(|parent| self.leads(parent, steps - 1, left, is_one))
     }
 
     fn led_by(&self, digest: &Digest) -> Vec<Reference> {

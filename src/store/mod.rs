@@ -10,6 +10,7 @@
 //! v1/repos/<registry>/<repository>/ _tags/<tag>.json, _links, _led
 //! v1/spool/                         fills in progress, and files on their way to their names
 //! v1/uploads                        what is on its way to the shared store
+//! v1/pulls                          who asked for which image
 //! v1/quarantine/                    blobs that were found not to hash, for 24 hours
 //! lock                              held by the one process that uses the store
 //! control.sock                      where that process hears its operators
@@ -43,6 +44,7 @@ pub mod pins;
 mod present;
 pub mod prune;
 mod publish;
+pub mod pulls;
 mod records;
 mod shelf;
 pub mod spool;

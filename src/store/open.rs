@@ -129,7 +129,7 @@ fn make_directories(layout: &Layout) -> io::Result<()> {
     make(&layout.quarantine())
 }
 
-fn take_lock(layout: &Layout) -> Result<File, StoreError> {
+pub(super) fn take_lock(layout: &Layout) -> Result<File, StoreError> {
     let path = layout.lock();
     let what = || format!("lock {}", path.display());
     let file = OpenOptions::new()

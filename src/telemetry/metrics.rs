@@ -34,6 +34,10 @@ pub struct Metrics {
     pub policy_reload_failed: Gauge,
     /// Tags that an upstream moved from one digest to another.
     pub tag_moves: Counter,
+    /// Targets of pulls on record.
+    pub pulls: Gauge,
+    /// Targets that went from the record to make room.
+    pub pulls_forgotten: Counter,
     /// Admission reviews, by what was answered.
     pub admissions: Family<AdmissionLabels, Counter>,
     /// Requests sent to upstreams.
@@ -349,6 +353,7 @@ impl Metrics {
             self.fill_resumes.clone(),
         );
         r.register("fill_slides", "Fills that slid", self.fill_slides.clone());
+        self.register_pulls(r);
         self.register_replicas(r);
         r.register_with_unit(
             "store_size",
@@ -373,6 +378,16 @@ impl Metrics {
             self.store_errors.clone(),
         );
         registry
+    }
+
+    /// The record of pulls.
+    fn register_pulls(&self, r: &mut Registry) {
+        r.register("pulls", "Targets of pulls on record", self.pulls.clone());
+        r.register(
+            "pulls_forgotten",
+            "Targets of pulls no longer on record",
+            self.pulls_forgotten.clone(),
+        );
     }
 
     /// What replicas do for each other.
