@@ -1,11 +1,12 @@
 //! `portcullis audit FILE...`: every image in manifests, compose files and Dockerfiles against the
-//! policy.
+//! policy. `portcullis audit --pulls`: what clients have pulled.
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{Output, Report, compile};
+use super::{Output, Report, compile, pulls};
 use crate::cluster::audit::{self, ReportKind};
 use crate::cluster::inputs::{self, Inputs, LARGEST_INPUT};
 use crate::cluster::judge::Judge;
@@ -18,8 +19,16 @@ const VIOLATIONS: u8 = 2;
 #[derive(Debug, clap::Args)]
 pub(super) struct Audit {
     /// Kubernetes YAML or JSON, compose files or Dockerfiles; - is stdin
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "pulls", value_name = "FILE")]
     files: Vec<String>,
+
+    /// What clients have pulled, instead of files: say what this policy would break, and for whom
+    #[arg(long, conflicts_with = "files")]
+    pulls: bool,
+
+    /// Where the server keeps its cache; without it, what the configuration says
+    #[arg(long, value_name = "DIR", requires = "pulls")]
+    store: Option<PathBuf>,
 }
 
 // === impl Audit ===
@@ -37,7 +46,12 @@ impl Audit {
             names: &names,
             served: &served,
         };
-        let audit = audit::Audit::new(self.files.iter().map(|file| read(file)), &judge);
+        let audit = if self.pulls {
+            let recorded = pulls::read(&config, self.store.as_deref())?;
+            audit::Audit::rehearse(&recorded, &judge)
+        } else {
+            audit::Audit::new(self.files.iter().map(|file| read(file)), &judge)
+        };
 
         let mut report = match output {
             Output::Text => Report::new(audit.text(), serde_json::Value::Null),

@@ -9,6 +9,7 @@ mod check;
 mod explain;
 mod nodes;
 mod policy;
+mod pulls;
 mod serve;
 
 use std::io::{self, Write as _};

@@ -81,7 +81,9 @@ impl Reviewer {
             Err(_) => AdmissionResult::Invalid,
             Ok(Outcome::Allowed) => AdmissionResult::Allowed,
             Ok(Outcome::Warning) => AdmissionResult::Warned,
-            Ok(Outcome::Violation | Outcome::Unreadable) => AdmissionResult::Denied,
+            Ok(Outcome::Refused | Outcome::Violation | Outcome::Unreadable) => {
+                AdmissionResult::Denied
+            }
         };
         self.metrics
             .admissions

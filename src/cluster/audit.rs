@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::inputs::Inputs;
 use super::judge::{Judge, Judgement, Outcome};
 use super::mention::{Place, Written};
+use crate::cache::pulls::Was;
 
 mod report;
 mod sarif;
@@ -29,12 +30,41 @@ pub struct Finding {
 /// What an audit found out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Audit {
+    /// It is about recorded pulls, and each place is a client.
+    pub of_pulls: bool,
     /// Those that are allowed too.
     pub findings: Vec<Finding>,
     /// What could not be read: then nothing is known about the rest.
     pub errors: Vec<String>,
     /// What was passed over.
     pub notes: Vec<String>,
+}
+
+/// One for each image and what is said about it.
+#[derive(Debug, Default)]
+pub(super) struct Findings(BTreeMap<(String, Outcome, Option<String>), Finding>);
+
+// === impl Findings ===
+
+impl Findings {
+    pub(super) fn add(&mut self, judgement: &Judgement, place: Place) {
+        let Judgement {
+            image,
+            outcome,
+            message,
+            ..
+        } = judgement;
+        let key = (image.clone(), *outcome, message.clone());
+        let finding = self.0.entry(key).or_insert_with(|| Finding {
+            judgement: judgement.clone(),
+            places: Vec::new(),
+        });
+        finding.places.push(place);
+    }
+
+    pub(super) fn into_list(self) -> Vec<Finding> {
+        self.0.into_values().collect()
+    }
 }
 
 // === impl Audit ===
@@ -45,7 +75,7 @@ impl Audit {
         let mut audit = Audit::default();
         // A cluster has thousands of pods with a few hundred images.
         let mut judged: HashMap<Written, Judgement> = HashMap::new();
-        let mut findings: BTreeMap<(String, Option<String>), Finding> = BTreeMap::new();
+        let mut findings = Findings::default();
         for input in inputs {
             audit.errors.extend(input.errors);
             audit.notes.extend(input.notes);
@@ -53,15 +83,10 @@ impl Audit {
                 let judgement = judged
                     .entry(mention.written)
                     .or_insert_with_key(|written| judge.judge(written));
-                let key = (judgement.image.clone(), judgement.message.clone());
-                let finding = findings.entry(key).or_insert_with(|| Finding {
-                    judgement: judgement.clone(),
-                    places: Vec::new(),
-                });
-                finding.places.push(mention.place);
+                findings.add(judgement, mention.place);
             }
         }
-        audit.findings = findings.into_values().collect();
+        audit.findings = findings.into_list();
         audit
     }
 
@@ -77,6 +102,21 @@ impl Audit {
     /// Not against the rules, but no pull through us would work.
     pub fn unserved(&self) -> impl Iterator<Item = &Finding> {
         self.of(Judgement::is_unserved)
+    }
+
+    /// Recorded pulls that are refused, as they were: nothing breaks.
+    pub fn refused(&self) -> impl Iterator<Item = &Finding> {
+        self.of(|judgement| judgement.outcome == Outcome::Refused)
+    }
+
+    /// Recorded pulls that were refused, and would not be any more.
+    pub fn freed(&self) -> impl Iterator<Item = &Finding> {
+        let was_refused = |place: &Place| {
+            let pulled = place.pulled.as_ref();
+            pulled.is_some_and(|pulled| pulled.was == Was::Refused)
+        };
+        self.of(|judgement| judgement.outcome < Outcome::Refused)
+            .filter(move |finding| finding.places.iter().any(was_refused))
     }
 
     fn of(&self, wanted: impl Fn(&Judgement) -> bool) -> impl Iterator<Item = &Finding> {
@@ -101,14 +141,19 @@ impl Audit {
                 "places": places.len(),
             })
         });
-        json!({
+        let mut json = json!({
             "violations": self.violations().collect::<Vec<_>>(),
             "warnings": self.warnings().collect::<Vec<_>>(),
             "unserved": self.unserved().collect::<Vec<_>>(),
             "images": images.collect::<Vec<_>>(),
             "errors": self.errors,
             "notes": self.notes,
-        })
+        });
+        if self.of_pulls {
+            json["refused"] = json!(self.refused().collect::<Vec<_>>());
+            json["freed"] = json!(self.freed().collect::<Vec<_>>());
+        }
+        json
     }
 
     /// SARIF 2.1.0, for code scanning.

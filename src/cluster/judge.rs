@@ -30,6 +30,8 @@ pub enum Outcome {
     Allowed,
     /// Allowed, and somebody should look at it.
     Warning,
+    /// Of a recorded pull: refused, as it was then. Nothing breaks.
+    Refused,
     Violation,
     /// No image, or nobody can tell which one. What cannot be read cannot be allowed.
     Unreadable,
@@ -75,11 +77,35 @@ impl Judge<'_> {
     }
 
     fn target(&self, target: &Target) -> Judgement {
-        let decision = self.policy.evaluate(target, &Client::default());
+        let nobody = Client::default();
+        self.judgement(target, &self.policy.evaluate(target, &nobody))
+    }
+
+    /// What is said of a pull by `client`. `has_led` knows whether what is allowed led to the target,
+    /// for digests that are allowed so.
+    pub(super) fn pull(
+        &self,
+        target: &Target,
+        client: &Client,
+        has_led: impl Fn(&Target) -> bool,
+    ) -> Judgement {
+        let decision = self.policy.evaluate(target, client);
+        let mut ways = decision.if_led.iter();
+        if decision.effect == Effect::Deny && ways.any(has_led) {
+            return Judgement {
+                outcome: Outcome::Allowed,
+                message: None,
+                ..self.judgement(target, &decision)
+            };
+        }
+        self.judgement(target, &decision)
+    }
+
+    fn judgement(&self, target: &Target, decision: &Decision) -> Judgement {
         let refusal = decision.refusal.as_deref();
         Judgement {
             image: target.to_string(),
-            outcome: outcome(&decision),
+            outcome: outcome(decision),
             served: self.served.contains(&decision.target.repository.registry),
             rule: decision.rule.as_deref().map(str::to_owned),
             message: refusal.map(|refusal| refusal.message.clone()),

@@ -8,4 +8,5 @@ pub mod inputs;
 pub mod judge;
 pub mod mention;
 pub mod node;
+pub mod rehearsal;
 pub mod workload;

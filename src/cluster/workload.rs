@@ -244,11 +244,11 @@ impl Workload<'_> {
         self.found.push(Mention {
             written,
             place: Place {
-                file: None,
                 line: (node.line > 0).then_some(node.line),
                 object: Some(Arc::clone(&self.object)),
                 path,
                 container: container.map(str::to_owned),
+                ..Place::default()
             },
         });
     }

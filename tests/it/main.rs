@@ -37,6 +37,7 @@ mod links;
 mod manifests;
 mod min_age;
 mod policy;
+mod pulls;
 mod ranges;
 mod reload;
 mod replicas;

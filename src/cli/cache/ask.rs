@@ -73,6 +73,15 @@ pub(super) async fn ask(
     answer
 }
 
+/// What the server that has this store answers to a GET; None: no server has it.
+pub(in crate::cli) async fn ask_server(store: &Path, what: &str) -> anyhow::Result<Option<Value>> {
+    let Some(stream) = connect(store).await? else {
+        return Ok(None);
+    };
+    let response = over(stream, Asked::get(what, None).request()?).await?;
+    answer(response, &Progress::silent()).await.map(Some)
+}
+
 /// None: no server has this store.
 async fn connect(store: &Path) -> anyhow::Result<Option<UnixStream>> {
     let path = socket(store);

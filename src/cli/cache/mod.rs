@@ -3,7 +3,7 @@
 //! One code path: a command is a request to `/api/v1`, answered by the server that has the store
 //! or, without one, by the same code in this process ([`ask`]).
 
-mod ask;
+pub(super) mod ask;
 mod prune;
 mod show;
 

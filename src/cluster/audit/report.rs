@@ -71,6 +71,7 @@ impl Content {
         let (result, severity) = match judgement.outcome {
             Outcome::Violation | Outcome::Unreadable => ("fail", "high"),
             Outcome::Warning => ("warn", "medium"),
+            Outcome::Refused => ("warn", "low"),
             Outcome::Allowed if judgement.is_unserved() => ("warn", "low"),
             Outcome::Allowed => {
                 self.pass += 1;
@@ -82,9 +83,18 @@ impl Content {
             _ => self.warn += 1,
         }
         let line = place.line.map(|line| line.to_string());
+        let pulled = place.pulled.as_ref();
+        let pulls = pulled.map(|pulled| pulled.pulls.to_string());
+        let last = pulled.map(|pulled| pulled.last.to_string());
         let properties: BTreeMap<_, _> = [
             ("image", Some(judgement.image.as_str())),
-            ("path", Some(place.path.as_str())),
+            (
+                "path",
+                Some(place.path.as_str()).filter(|path| !path.is_empty()),
+            ),
+            ("client", pulled.map(|pulled| pulled.client.as_str())),
+            ("pulls", pulls.as_deref()),
+            ("last", last.as_deref()),
             ("container", place.container.as_deref()),
             ("instead", judgement.instead.as_deref()),
             ("contact", judgement.contact.as_deref()),

@@ -62,7 +62,7 @@ fn level(finding: &Finding) -> &'static str {
     match finding.judgement.outcome {
         Outcome::Violation | Outcome::Unreadable => "error",
         Outcome::Warning => "warning",
-        Outcome::Allowed => "note",
+        Outcome::Allowed | Outcome::Refused => "note",
     }
 }
 
@@ -89,7 +89,9 @@ fn result(
 ) -> Value {
     let file = place.file.as_deref().unwrap_or("-");
     let object = place.object.as_deref().map(ToString::to_string);
-    let object = object.unwrap_or_default();
+    let client = place.pulled.as_ref().map(|pulled| &pulled.client);
+    let client = client.map(|client| format!("client {client}"));
+    let object = object.or(client).unwrap_or_default();
     let name = [object.as_str(), place.path.as_str()]
         .join(" ")
         .trim()

@@ -1,6 +1,7 @@
 //! The audit for people: what is wrong first, each image with its reason, its way out and its
 //! places.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use super::{Audit, Finding};
@@ -21,21 +22,43 @@ pub(super) fn render(audit: &Audit) -> String {
     for finding in audit.unserved() {
         show(&mut text, "unserved", finding);
     }
-    let places = audit
-        .findings
-        .iter()
-        .map(|finding| finding.places.len())
-        .sum();
+    for finding in audit.refused() {
+        show(&mut text, "refused", finding);
+    }
     let _ = writeln!(
         text,
-        "{} in {}: {}, {}, {} unserved",
-        count(audit.findings.len(), "image"),
-        count(places, "place"),
+        "{}: {}, {}, {} unserved{}",
+        scope(audit),
         count(audit.violations().count(), "violation"),
         count(audit.warnings().count(), "warning"),
         audit.unserved().count(),
+        if audit.of_pulls {
+            let (refused, freed) = (audit.refused().count(), audit.freed().count());
+            format!(", {refused} refused as before, {freed} refused no more")
+        } else {
+            String::new()
+        }
     );
     text
+}
+
+/// How much was looked at.
+fn scope(audit: &Audit) -> String {
+    let places = || audit.findings.iter().flat_map(|finding| &finding.places);
+    if audit.of_pulls {
+        let images: HashSet<_> = audit
+            .findings
+            .iter()
+            .map(|it| &it.judgement.image)
+            .collect();
+        let clients: HashSet<_> = places()
+            .filter_map(|place| Some(&place.pulled.as_ref()?.client))
+            .collect();
+        let (images, clients) = (count(images.len(), "image"), clients.len());
+        return format!("{images} pulled by {}", count(clients, "client"));
+    }
+    let (images, places) = (audit.findings.len(), places().count());
+    format!("{} in {}", count(images, "image"), count(places, "place"))
 }
 
 fn count(number: usize, what: &str) -> String {
@@ -74,17 +97,24 @@ fn show(text: &mut String, outcome: &str, finding: &Finding) {
     if let Some(rule) = &judgement.rule {
         row("rule", rule);
     }
+    let (name, what) = match finding.places.first() {
+        Some(place) if place.pulled.is_some() => ("by", "more client"),
+        _ => ("at", "more place"),
+    };
     for place in finding.places.iter().take(MOST_PLACES) {
-        row("at", &at(place));
+        row(name, &at(place));
     }
     if let Some(more) = finding.places.len().checked_sub(MOST_PLACES + 1) {
-        row("at", &format!("... and {}", count(more + 1, "more place")));
+        row(name, &format!("... and {}", count(more + 1, what)));
     }
     text.push('\n');
 }
 
 /// `deploy.yaml:14  Deployment shop/web  container app  spec.template.spec.containers[0].image`
 fn at(place: &Place) -> String {
+    if let Some(pulled) = &place.pulled {
+        return pulled.to_string();
+    }
     let file = match place.file.as_deref() {
         Some("-") => Some("stdin"),
         file => file,
