@@ -76,7 +76,7 @@ enum Command {
     Explain(explain::Explain),
     /// Judge every image in manifests, compose files and Dockerfiles; exit 2 if one is not allowed
     Audit(audit::Audit),
-    /// Take the rules elsewhere
+    /// The policy for somebody else, and another policy for us
     #[command(subcommand)]
     Policy(policy::Policy),
     /// Look after the cache

@@ -9,4 +9,5 @@ pub mod judge;
 pub mod mention;
 pub mod node;
 pub mod rehearsal;
+pub mod suggest;
 pub mod workload;

@@ -27,6 +27,7 @@ mod pattern;
 mod refusal;
 mod rewrite;
 mod rule;
+pub mod suggest;
 
 pub use client::{Client, Subject};
 pub use decide::{Decision, Obligation, Rewrite, Step};

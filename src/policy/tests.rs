@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 
-mod properties;
+pub(super) mod properties;
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 

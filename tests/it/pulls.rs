@@ -2,14 +2,15 @@
 //! to it.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use portcullis::oci::Digest;
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::image::{Image, Manifest};
-use crate::support::programs::Outcome;
-use crate::support::proxy::{Proxy, Setup};
+use crate::support::programs::{Outcome, run};
+use crate::support::proxy::{Proxy, Setup, command};
 use crate::support::upstream::Upstream;
 use crate::support::{KIB, at, eventually};
 
@@ -282,6 +283,71 @@ fn a_pinned_digest_may_be_one_that_an_allowed_tag_answers() {
     scene.audit(&only("1"), &[]).assert_success();
     let found = scene.audit_json(&only("2"));
     assert_eq!(images(&found["violations"]).len(), 2);
+}
+
+#[test]
+fn an_allow_list_is_proposed_that_lets_all_of_it_pass() {
+    let mut scene = Scene::start();
+    scene.pull(2, "demo/app", "1");
+    scene.pull(2, "old/app", "1");
+    scene.pull(3, "demo/watched", &scene.index.digest().to_string());
+    let node = scene.node(2);
+    node.get("/v2/k8s.gcr.io/pause/manifests/3.9").assert(403);
+    let suggest = |proxy: &Proxy, arguments: &[&str]| {
+        let arguments = [&["policy", "suggest"], arguments].concat();
+        proxy.run(|setup| setup, &arguments).assert_success()
+    };
+    let suggested = suggest(&scene.proxy, &[]).stdout;
+    let json = parse(&suggest(&scene.proxy, &["-o", "json"]));
+    let section: Value = toml::from_str(&suggested).unwrap();
+    assert_eq!(json["policy"], section["policy"]);
+    let rules: Vec<_> = section["policy"]["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| format!("{} {}", rule["id"], rule["images"]).replace('"', ""))
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            "frozen [k8s.gcr.io/**]",
+            "moved [registry.example/old/**]",
+            "look [registry.example/demo/watched]",
+            "examples [registry.example/demo/app]",
+        ],
+        "{suggested}"
+    );
+    let examples = &json["images"][1];
+    assert_eq!(
+        (&examples["pulls"], &examples["clients"], &examples["wider"]),
+        (&json!(2), &json!(1), &json!(false))
+    );
+    assert!(
+        suggested.contains("# 2 pulls by 1 client, last 20"),
+        "{suggested}"
+    );
+
+    // It is a whole configuration, and the record is that of another one's store.
+    let file = scene.proxy.directory().join("suggested.toml");
+    std::fs::write(&file, &suggested).unwrap();
+    run(&mut command(&file, &["check"])).assert_success();
+    let store = scene.proxy.store();
+    let rehearse = |store: &Path| {
+        let arguments = ["audit", "--pulls", "--store", store.to_str().unwrap()];
+        run(&mut command(&file, &arguments))
+    };
+    rehearse(&store).assert_success();
+    // What it lets pass is pulled, and nothing else.
+    assert!(scene.proxy.terminate().success());
+    rehearse(&store).assert_success();
+    scene
+        .proxy
+        .start_again_with(|setup| setup.rules(&suggested));
+    scene.pull(5, "demo/app", "1");
+    scene.pull(5, "old/app", "1");
+    scene.pull(5, "demo/watched", "1");
+    let other = scene.node(5).get(&at("demo/other/manifests/1"));
+    other.assert_error(403, "DENIED");
 }
 
 #[test]

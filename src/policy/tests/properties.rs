@@ -57,7 +57,7 @@ fn any_pattern() -> impl Strategy<Value = String> {
     ]
 }
 
-fn any_image() -> impl Strategy<Value = String> {
+pub(in crate::policy) fn any_image() -> impl Strategy<Value = String> {
     let registry = select(&["a.io", "b.io", "x.a.io", "c.com"]);
     let path = prop::collection::vec(select(&["a", "b", "ab", "ba", "c"]), 1..4);
     let version = select(&[":1", ":12", ":2", "?", "@"]);
@@ -84,7 +84,7 @@ fn spelled_out() -> impl Strategy<Value = String> {
 }
 
 /// Rules with every effect and condition. Not every list of them can be loaded.
-fn any_rules() -> impl Strategy<Value = Vec<RuleConfig>> {
+pub(in crate::policy) fn any_rules() -> impl Strategy<Value = Vec<RuleConfig>> {
     let plain = rules_of(any_pattern).prop_map(|rules| rules.into_iter().next());
     let names = select(&[
         "a.io/**",
@@ -129,7 +129,7 @@ fn any_rules() -> impl Strategy<Value = Vec<RuleConfig>> {
     })
 }
 
-fn any_client() -> impl Strategy<Value = Client> {
+pub(in crate::policy) fn any_client() -> impl Strategy<Value = Client> {
     select(&["10.1.2.3", "192.0.2.1", "mtls:CN=a", "mtls:CN=b"])
         .prop_map(|client| client.parse().unwrap())
 }
@@ -171,7 +171,7 @@ fn spelled(host: &'static str) -> impl Strategy<Value = String> {
 }
 
 /// Any rules take long to compile in a test's build.
-fn fewer() -> ProptestConfig {
+pub(in crate::policy) fn fewer() -> ProptestConfig {
     let ProptestConfig { cases, .. } = ProptestConfig::default();
     ProptestConfig::with_cases(cases / 4)
 }
