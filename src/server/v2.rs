@@ -251,6 +251,9 @@ impl Api {
         let answer = ApiError::cache(error, id);
         if answer.status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(%error, "internal error");
+        } else if answer.status.is_server_error() && matches!(error, CacheError::Upstream(_)) {
+            // For whoever runs this: the host, and the line of the configuration that would help.
+            tracing::warn!(%error, "the upstream failed");
         } else {
             tracing::debug!(%error, "refused");
         }

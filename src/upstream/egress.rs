@@ -86,6 +86,15 @@ impl HostPattern {
         self.port == port && self.name.matches(&Host::Domain(host))
     }
 
+    /// The address that it spells.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        match self.name {
+            NamePattern::Exactly(Host::Ipv4(address)) => Some(address.into()),
+            NamePattern::Exactly(Host::Ipv6(address)) => Some(address.into()),
+            _ => None,
+        }
+    }
+
     /// How much of a name is fixed: of several entries that match, the longest is meant.
     pub(super) fn len(&self) -> usize {
         match &self.name {
@@ -99,7 +108,7 @@ impl HostPattern {
 impl NamePattern {
     fn matches<S: AsRef<str>>(&self, host: &Host<S>) -> bool {
         match (self, host) {
-            (NamePattern::Any, Host::Domain(name)) => name.as_ref().contains('.'),
+            (NamePattern::Any, Host::Domain(name)) => is_public(name.as_ref()),
             (NamePattern::Under(suffix), Host::Domain(name)) => {
                 let name = name.as_ref();
                 name.len() > suffix.len() && name.ends_with(suffix.as_str())
@@ -246,10 +255,11 @@ pub(super) fn literal(url: &Url) -> Option<IpAddr> {
 impl AddressGuard {
     fn permits(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.allowed
+        let allowed = self
+            .allowed
             .iter()
-            .any(|network| network.contains(&address))
-            || self.public && !is_internal(address)
+            .any(|network| network.contains(&address));
+        !gives_identities(address) && (allowed || self.public && !is_internal(address))
     }
 
     /// Those of the addresses of `host` that may be connected to; an error when none may.
@@ -309,12 +319,57 @@ const INTERNAL_V6: &[Ipv6Net] = &[
     net6(0xff00, 0, 8),
 ];
 
+/// What answers here gives a machine its identity, and who can ask for that is the machine. No
+/// configuration lets a request of ours get there by way of a name or a redirect.
+const IDENTITIES: &[IpAddr] = &[
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+];
+
+/// Last labels of names that mean something on one network only, so that none is a public registry:
+/// reserved (RFC 6761, 6762, 8375, 9476; ICANN for `internal`) or common, and `svc` of Kubernetes.
+const NOT_PUBLIC: &[&str] = &[
+    "alt",
+    "arpa",
+    "corp",
+    "home",
+    "internal",
+    "intranet",
+    "invalid",
+    "lan",
+    "local",
+    "localdomain",
+    "localhost",
+    "onion",
+    "private",
+    "svc",
+];
+
+/// Whether a name can be that of a public host.
+fn is_public(name: &str) -> bool {
+    name.rsplit_once('.')
+        .is_some_and(|(_, last)| !NOT_PUBLIC.contains(&last))
+}
+
 const fn net4([a, b, c, d]: [u8; 4], length: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length)
 }
 
 const fn net6(first: u16, last: u16, length: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last), length)
+}
+
+/// Whether a service that gives out identities has this address, in any spelling.
+pub(super) fn gives_identities(address: IpAddr) -> bool {
+    let address = match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => embedded_v4(address).map_or(address.into(), IpAddr::from),
+    };
+    IDENTITIES.contains(&address)
 }
 
 fn is_internal(address: IpAddr) -> bool {

@@ -8,6 +8,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::egress::gives_identities;
 use crate::telemetry::metrics::UpstreamOutcome;
 
 /// What went wrong, and with which registry.
@@ -84,6 +85,10 @@ impl UpstreamErrorKind {
     /// The kind of a request that got no response header. `key` is the entry of `[upstreams]`.
     pub(super) fn of_request(error: &reqwest::Error, host: &str, key: &str) -> Self {
         if let Some(refused) = find::<AddressRefused>(error) {
+            if gives_identities(refused.address) {
+                // No line is offered that would allow it: this is what an attack looks like.
+                return UpstreamErrorKind::HostRefused(refused.to_string());
+            }
             return UpstreamErrorKind::HostRefused(format!(
                 "{refused}; allow_addresses = [\"{}\"] under [upstreams.\"{key}\"] would allow it",
                 refused.address

@@ -10,7 +10,9 @@ use url::Url;
 use super::auth::Auth;
 use super::config::{Config, Egress, Limits};
 use super::credentials::{Credential, ShareWith};
-use super::egress::{HostPattern, Hosts, InvalidHost, is_private_channel};
+use super::egress::{
+    HostPattern, Hosts, InvalidHost, gives_identities, is_private_channel, literal,
+};
 use super::http::{Clients, Factory};
 use super::known::{Known, REGISTRIES};
 use super::request::{Meter, Transport};
@@ -336,6 +338,15 @@ fn check(key: &str, config: &Config) -> Vec<String> {
              = \"everyone\" if that is meant"
                 .into(),
         );
+    }
+    let listed = config.auth_hosts.iter().chain(&config.redirect_hosts);
+    let spelled = listed.filter_map(HostPattern::address);
+    for address in spelled.chain(config.endpoints.iter().filter_map(literal)) {
+        if gives_identities(address) {
+            wrong.push(format!(
+                "{address} gives machines their identity and is asked for nothing else"
+            ));
+        }
     }
     for endpoint in &config.endpoints {
         let shown = SafeUrl(endpoint);

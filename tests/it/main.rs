@@ -48,5 +48,6 @@ mod stopping;
 mod store;
 mod support_works;
 mod tags;
+mod targets;
 mod tls;
 mod vectors;

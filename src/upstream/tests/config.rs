@@ -169,6 +169,14 @@ fn what_cannot_be_meant_is_refused_all_at_once() {
         all.push_str(&entry);
     }
     assert!(wrong(&all).lines().count() >= cases.len());
+    for lines in [
+        "endpoints = [\"https://169.254.169.254\"]",
+        "redirect_hosts = [\"168.63.129.16\"]",
+        "auth_hosts = [\"[::ffff:a9fe:a9fe]\"]",
+    ] {
+        let text = wrong(&format!("[\"r.example\"]\n{lines}"));
+        assert!(text.contains("gives machines their identity"), "{text}");
+    }
     assert!(wrong(&format!("[\"*.r.example\"]\n{shared}")).contains("not to a wildcard"));
     assert!(wrong("[\"*.r.example\"]\nendpoints = [\"https://r.example\"]").contains("wildcard"));
     assert!(wrong("[\"docker.io\"]\n[\"index.docker.io\"]").contains("configured twice"));

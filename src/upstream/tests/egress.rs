@@ -63,6 +63,9 @@ fn a_pattern_allows_nothing_else() {
         ("*", "https://10.0.0.5/x"),
         ("*", "https://93.184.216.34/x"),
         ("*", "https://localhost/x"),
+        ("*", "https://registry.localhost/x"),
+        ("*", "https://kubernetes.default.svc/x"),
+        ("*", "https://metadata.google.internal/x"),
         ("*", "https://cdn.example:8443/x"),
     ] {
         assert!(!allows(pattern, url), "{pattern} {url}");
@@ -176,6 +179,20 @@ fn the_guard_lets_public_and_allowed_addresses_through() {
     let mixed = internal.iter().chain(&public).map(|address| parse(address));
     let permitted = strict.screen("x.example", mixed).unwrap();
     assert_eq!(permitted, public.map(parse));
+    // Where identities are given out, nobody gets by permission for everything.
+    let open = guard(&["0.0.0.0/0", "::/0"]);
+    for address in [
+        "168.63.129.16",
+        "169.254.169.254",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "fd00:ec2::254",
+    ] {
+        let found = open.screen("x.example", std::iter::once(parse(address)));
+        assert!(found.is_err(), "{address}");
+    }
+    let found = open.screen("x.example", std::iter::once(parse("169.254.1.1")));
+    assert!(found.is_ok());
     let lenient = guard(&["10.1.0.0/16"]);
     for address in ["10.1.2.3", "::ffff:10.1.2.3"] {
         assert!(

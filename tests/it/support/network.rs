@@ -1,9 +1,13 @@
 //! A network of a test's own, in which any address can stand on loopback.
 
+use std::io::Write as _;
 use std::process::Command;
 
 /// Says to a test that it runs in its own network already.
 const INSIDE: &str = "PORTCULLIS_TEST_NETWORK";
+
+/// Where names are looked up in such a network: nobody is there unless a test puts somebody there.
+pub const NAMESERVER: &str = "192.0.2.1";
 
 /// Runs `test` in a new network namespace with the given addresses on `lo`: this test binary runs
 /// the one test called `name` again, inside. Nothing leaves such a namespace and nothing enters.
@@ -16,11 +20,18 @@ pub fn in_own_network(name: &str, addresses: &[&str], test: impl FnOnce()) {
     for address in addresses {
         script += &format!("ip addr add {address} dev lo; ");
     }
-    script += "exec \"$0\" --exact \"$1\" --nocapture";
+    script += "mount --bind \"$2\" /etc/resolv.conf; exec \"$0\" --exact \"$1\" --nocapture";
+    let mut resolver = tempfile::NamedTempFile::new().unwrap();
+    writeln!(
+        resolver,
+        "nameserver {NAMESERVER}\noptions attempts:1 timeout:2"
+    )
+    .unwrap();
     let output = Command::new("unshare")
-        .args(["--net", "sh", "-c", &script])
+        .args(["--net", "--mount", "sh", "-c", &script])
         .arg(std::env::current_exe().unwrap())
         .arg(name)
+        .arg(resolver.path())
         .env(INSIDE, "1")
         .output()
         .unwrap_or_else(|error| panic!("unshare (util-linux) does not start: {error}"));
