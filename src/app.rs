@@ -73,6 +73,9 @@ pub enum Role {
 pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
     raise_open_files();
     let engine = Engine::start(&config, Role::Server).await?;
+    if let Some(proxy) = &config.egress.proxy {
+        tracing::info!(%proxy, "upstreams are reached through the egress proxy alone");
+    }
     if let (Some(shared), Some(config)) = (&engine.store.shared, &config.store.shared) {
         engine
             .tracker
@@ -240,7 +243,8 @@ impl Engine {
 /// Names the key of the configuration that is wrong. A store that does not answer is no error.
 pub async fn connect(shared: &object::Config, config: &Config) -> Result<Arc<Shared>, AppError> {
     let (limits, egress) = (config.limits.clone(), config.egress.clone());
-    let client = tokio::task::spawn_blocking(move || store_client(&limits, &egress))
+    let by_proxy = shared.by_proxy();
+    let client = tokio::task::spawn_blocking(move || store_client(&limits, &egress, by_proxy))
         .await
         .map_err(io::Error::other)?
         .map_err(|message| AppError::Config(vec![message]))?;

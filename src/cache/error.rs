@@ -76,7 +76,8 @@ impl CacheError {
                 | UpstreamErrorKind::TimedOut(_)
                 | UpstreamErrorKind::RangeNotSatisfiable
                 | UpstreamErrorKind::Invalid(_)
-                | UpstreamErrorKind::HostRefused(_) => true,
+                | UpstreamErrorKind::HostRefused(_)
+                | UpstreamErrorKind::NoWayOut(_) => true,
             },
             CacheError::WrongBytes(_) | CacheError::TooSlow(_) | CacheError::Internal(_) => true,
             CacheError::Denied(_)

@@ -67,7 +67,9 @@ impl Recent {
             return;
         };
         match error.kind {
-            UpstreamErrorKind::Unavailable(_) | UpstreamErrorKind::TimedOut(_) => {
+            UpstreamErrorKind::Unavailable(_)
+            | UpstreamErrorKind::TimedOut(_)
+            | UpstreamErrorKind::NoWayOut(_) => {
                 self.down.insert(registry.clone(), ());
             }
             UpstreamErrorKind::RateLimited { retry_after } => {

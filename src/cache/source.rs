@@ -90,7 +90,8 @@ pub(super) fn source_error(error: UpstreamError) -> SourceError {
         }
         UpstreamErrorKind::Unavailable(_)
         | UpstreamErrorKind::TimedOut(_)
-        | UpstreamErrorKind::HostRefused(_) => SourceErrorKind::Broken,
+        | UpstreamErrorKind::HostRefused(_)
+        | UpstreamErrorKind::NoWayOut(_) => SourceErrorKind::Broken,
     };
     SourceError {
         kind,

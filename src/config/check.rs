@@ -39,6 +39,9 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
     if let Err(error) = config.tags.immutable() {
         wrong("tags.immutable", error.to_string());
     }
+    for (key, message) in config.egress.check() {
+        wrong(&format!("egress.{key}"), message);
+    }
     let shared = config.store.shared.as_ref();
     if let Some(peers) = shared.and_then(|shared| shared.peers.as_ref()) {
         for (key, message) in peers.check() {
@@ -93,7 +96,7 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
     }
     if let Some(shared) = &config.store.shared {
         // Without a client the certificates are at fault, which the upstreams below say.
-        let client = store_client(limits, &config.egress).ok();
+        let client = store_client(limits, &config.egress, shared.by_proxy()).ok();
         for (key, message) in client.iter().flat_map(|client| shared.check(client)) {
             wrong(&format!("store.shared.{key}"), message);
         }
@@ -104,16 +107,30 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
         .map(|problem| source.locate(problem))
         .collect();
 
+    faults.extend(upstreams(config, &faults));
+    faults
+}
+
+/// What is wrong with upstreams, and not among what was `said`. The messages name their section
+/// themselves.
+fn upstreams(config: &Config, said: &[Fault]) -> Vec<Fault> {
     let metrics = Arc::new(Metrics::default());
-    let upstreams = Upstreams::new(&config.upstreams, limits, &config.egress, &metrics);
-    // Their messages name their section themselves.
-    faults.extend(upstreams.err().into_iter().flatten().map(|message| Fault {
+    let upstreams = Upstreams::new(&config.upstreams, &config.limits, &config.egress, &metrics);
+    let is_said = |message: &String| {
+        let mut said = said.iter();
+        said.any(|fault| *message == format!("{}: {}", fault.key, fault.message))
+    };
+    let messages = upstreams.err().unwrap_or_default().into_iter();
+    let fault = |message| Fault {
         line: None,
         column: None,
         key: String::new(),
         message,
-    }));
-    faults
+    };
+    messages
+        .filter(|message| !is_said(message))
+        .map(fault)
+        .collect()
 }
 
 /// What is wrong with `[admission]`, and where.

@@ -145,10 +145,6 @@ fn a_fault_says_where_it_is() {
             "line 5, column 12: store.shared.peers.networks: names no network",
         ),
         (
-            "[egress]\nproxy = \"http://p\"",
-            "line 2, column 1: egress.proxy: `proxy` is not supported",
-        ),
-        (
             "[[policy.rules]]\nid = \"a\"\nimages = [\"**\"]\neffect = \"block\"",
             "line 4, column 10: policy.rules.0.effect: \"block\" is no effect",
         ),
@@ -196,6 +192,30 @@ fn a_fault_says_where_it_is() {
         (
             "[upstreams.\"a.example\"]\nendpoints = [\"http://a.example\"]",
             "[upstreams.\"a.example\"] endpoint",
+        ),
+    ] {
+        let faults = faults(text);
+        assert!(
+            faults.len() == 1 && faults[0].contains(expected),
+            "{text}\n{faults:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_way_out_that_cannot_be_meant_is_found_without_going_it() {
+    for (text, expected) in [
+        (
+            "[egress]\nproxy = \"p:3128\"",
+            "line 2, column 9: egress.proxy: is no proxy: write http://HOST:PORT",
+        ),
+        (
+            "[egress]\nproxy = \"http://p:3128\"\nfrom_environment = true",
+            "line 3, column 20: egress.from_environment: and proxy each name a proxy",
+        ),
+        (
+            "[egress]\nproxy = \"http://p:3128\"\n[upstreams.\"*\"]",
+            "[upstreams.\"*\"] lets in any host",
         ),
     ] {
         let faults = faults(text);

@@ -238,7 +238,8 @@ fn upstream(error: &UpstreamError) -> ApiError {
         UpstreamErrorKind::Unavailable(_)
         | UpstreamErrorKind::RangeNotSatisfiable
         | UpstreamErrorKind::Invalid(_)
-        | UpstreamErrorKind::HostRefused(_) => {
+        | UpstreamErrorKind::HostRefused(_)
+        | UpstreamErrorKind::NoWayOut(_) => {
             ApiError::new(Status::BAD_GATEWAY, Code::Unavailable, text)
         }
     }

@@ -9,6 +9,7 @@ use url::Url;
 
 use super::credentials::ShareWith;
 use super::egress::HostPattern;
+use super::proxy::{ProxyUrl, Way};
 use crate::telemetry::SecretSource;
 use crate::units;
 
@@ -42,6 +43,16 @@ pub struct Limits {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Egress {
+    /// The single way out. Nothing goes past it, and nothing goes out while it is down.
+    pub proxy: Option<ProxyUrl>,
+    /// A login for `proxy`, where its URL has none.
+    pub proxy_username: Option<String>,
+    pub proxy_password: Option<SecretSource>,
+    /// The proxy refuses internal targets by itself. Said aloud, it lets names into `"*"` whose
+    /// addresses only the proxy sees.
+    pub proxy_filters: bool,
+    /// `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` of the environment count.
+    pub from_environment: bool,
     /// PEM files with certificates to trust beside the system's.
     pub ca_files: Vec<PathBuf>,
     /// Networks that the address guard lets through.
@@ -71,6 +82,26 @@ pub struct Config {
     pub ca_files: Vec<PathBuf>,
     /// Allows `http://` for the hosts of this upstream; credentials then go to loopback only.
     pub insecure: bool,
+    /// `"none"`: goes past the egress proxy, as to a private endpoint.
+    pub proxy: Option<NoProxy>,
+}
+
+/// What an upstream may say about the egress proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoProxy {
+    None,
+}
+
+// === impl Egress ===
+
+impl Egress {
+    /// What is wrong with the way out, each with its key. Blocking: reads the proxy's password.
+    #[must_use]
+    pub fn check(&self) -> Vec<(&'static str, String)> {
+        let way = Way::new(self, |name| std::env::var(name).ok());
+        way.err().unwrap_or_default()
+    }
 }
 
 // === impl Limits ===

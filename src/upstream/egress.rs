@@ -4,7 +4,8 @@
 //! used, whether an endpoint, a token realm or a redirect's target, and cost no DNS query. The
 //! guard judges the addresses that a listed name turned out to have, inside the connector, so
 //! what was checked is what is connected to. A URL with an IP literal never meets a resolver;
-//! it passes only when the configuration spells that very address.
+//! it passes only when the configuration spells that very address. Behind an egress proxy names are
+//! looked up by the proxy, and the lists are all there is.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -84,6 +85,11 @@ impl HostPattern {
     /// Whether a registry of this name is meant by this entry as a key of `[upstreams]`.
     pub(super) fn matches(&self, host: &str, port: Option<u16>) -> bool {
         self.port == port && self.name.matches(&Host::Domain(host))
+    }
+
+    /// Whether it is `*`.
+    pub(super) fn is_any(&self) -> bool {
+        self.name == NamePattern::Any
     }
 
     /// The address that it spells.

@@ -47,6 +47,10 @@ pub enum UpstreamErrorKind {
     /// and the configuration line that would allow it.
     #[error("{0}")]
     HostRefused(String),
+    /// The egress proxy is down, wants a login, or refuses the host. Whoever asks again, or asks
+    /// another endpoint, goes the same way.
+    #[error("{0}")]
+    NoWayOut(String),
 }
 
 /// A name on the list turned out to be at an address that the address guard refuses.
@@ -74,7 +78,9 @@ impl UpstreamErrorKind {
             UpstreamErrorKind::Refused => UpstreamOutcome::Refused,
             UpstreamErrorKind::NotFound => UpstreamOutcome::NotFound,
             UpstreamErrorKind::RateLimited { .. } => UpstreamOutcome::RateLimited,
-            UpstreamErrorKind::Unavailable(_) => UpstreamOutcome::Unavailable,
+            UpstreamErrorKind::Unavailable(_) | UpstreamErrorKind::NoWayOut(_) => {
+                UpstreamOutcome::Unavailable
+            }
             UpstreamErrorKind::TimedOut(_) => UpstreamOutcome::TimedOut,
             UpstreamErrorKind::RangeNotSatisfiable
             | UpstreamErrorKind::Invalid(_)
@@ -130,7 +136,7 @@ fn class(error: &reqwest::Error) -> String {
 
 /// The first error of type `E` among the causes. An `io::Error` hides what it wraps from
 /// [`StdError::source`], so its inside is looked at too.
-fn find<E: StdError + 'static>(error: &reqwest::Error) -> Option<&E> {
+pub(super) fn find<E: StdError + 'static>(error: &reqwest::Error) -> Option<&E> {
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<E>() {

@@ -16,6 +16,7 @@ use reqwest::{Certificate, Client, redirect, retry};
 
 use super::config::{Config, Egress, Limits};
 use super::egress::AddressGuard;
+use super::proxy::Way;
 
 /// Constant, so that nothing about us or our clients can be read from it.
 const USER_AGENT: &str = concat!("portcullis/", env!("CARGO_PKG_VERSION"));
@@ -28,6 +29,7 @@ pub(super) struct Clients {
     /// For blobs: HTTP/1.1 alone, so that each body in flight has a connection and a TCP window
     /// to itself. Idle connections stay open for the next window of the same blob.
     pub(super) blobs: Client,
+    pub(super) way: Way,
 }
 
 /// Builds clients, one pair for each distinct setting: every build reads the system's
@@ -36,7 +38,8 @@ pub(super) struct Clients {
 pub(super) struct Factory<'a> {
     limits: &'a Limits,
     egress: &'a Egress,
-    built: HashMap<(Vec<PathBuf>, Vec<IpNet>), Arc<Clients>>,
+    way: Way,
+    built: HashMap<(Vec<PathBuf>, Vec<IpNet>, /* past the proxy */ bool), Arc<Clients>>,
 }
 
 /// Where a private endpoint of an object store may be. Not the link-local networks: what answers
@@ -50,20 +53,37 @@ const PRIVATE: [&str; 6] = [
     "fc00::/7",
 ];
 
-/// The client for the shared store, private endpoints and identity services included. Blocking:
-/// reads certificates.
+/// The client for the shared store, private endpoints and identity services included: directly, or
+/// `by_proxy` where there is one (which identity services never see). Blocking: reads certificates
+/// and secrets.
 ///
 /// # Errors
 ///
-/// Names the file of `egress.ca_files` that cannot be used.
-pub fn store_client(limits: &Limits, egress: &Egress) -> Result<Client, String> {
+/// Names the key of `[egress]` that cannot be used.
+pub fn store_client(limits: &Limits, egress: &Egress, by_proxy: bool) -> Result<Client, String> {
+    let way = if by_proxy {
+        way_out(egress).map_err(|wrong| wrong.join("\n"))?
+    } else {
+        Way::default()
+    };
     let private = PRIVATE.iter().filter_map(|network| network.parse().ok());
     let config = Config {
         allow_addresses: private.collect(),
         ..Config::default()
     };
-    let clients = Factory::new(limits, egress).clients(&config)?;
+    let clients = Factory::new(limits, egress, way.except_identities()).clients(&config)?;
     Ok(clients.blobs.clone())
+}
+
+/// The way that `[egress]` says. Blocking: reads the proxy's password.
+///
+/// # Errors
+///
+/// One line for each key that is wrong.
+pub(super) fn way_out(egress: &Egress) -> Result<Way, Vec<String>> {
+    let line = |(key, message): (&str, String)| format!("egress.{key}: {message}");
+    let way = Way::new(egress, |name| std::env::var(name).ok());
+    way.map_err(|wrong| wrong.into_iter().map(line).collect())
 }
 
 // === impl Factory ===
@@ -73,10 +93,22 @@ impl<'a> Factory<'a> {
         self.limits
     }
 
-    pub(super) fn new(limits: &'a Limits, egress: &'a Egress) -> Self {
+    /// Whether this upstream's requests go past every proxy.
+    pub(super) fn is_direct(&self, config: &Config) -> bool {
+        config.proxy.is_some() || self.way.is_direct()
+    }
+
+    /// Whether somebody said that the proxy refuses internal targets.
+    pub(super) fn proxy_filters(&self) -> bool {
+        self.egress.proxy_filters
+    }
+
+    /// Upstreams go out by `way` unless they say otherwise.
+    pub(super) fn new(limits: &'a Limits, egress: &'a Egress, way: Way) -> Self {
         Factory {
             limits,
             egress,
+            way,
             built: HashMap::new(),
         }
     }
@@ -86,41 +118,48 @@ impl<'a> Factory<'a> {
         let joined = |ours: &[PathBuf], theirs: &[PathBuf]| [ours, theirs].concat();
         let ca_files = joined(&self.egress.ca_files, &config.ca_files);
         let allowed = [&self.egress.allow_addresses[..], &config.allow_addresses].concat();
-        let key = (ca_files, allowed);
+        let key = (ca_files, allowed, config.proxy.is_some());
         if let Some(clients) = self.built.get(&key) {
             return Ok(Arc::clone(clients));
         }
-        let (ca_files, allowed) = &key;
+        let (ca_files, allowed, past) = &key;
         let certificates = read_all_certificates(ca_files)?;
-        let guard = Arc::new(AddressGuard {
+        let guard = AddressGuard {
             allowed: allowed.clone(),
             public: true,
-        });
-        let build = |blobs| self.client(blobs, &certificates, Arc::clone(&guard));
+        };
+        let way = if *past {
+            Way::default()
+        } else {
+            self.way.clone()
+        };
+        let build = |blobs| self.client(blobs, &certificates, &guard, &way);
         let clients = Arc::new(Clients {
             general: build(false)?,
             blobs: build(true)?,
+            way: way.clone(),
         });
         self.built.insert(key, Arc::clone(&clients));
         Ok(clients)
     }
 
-    /// The client for other replicas, which are in these networks and nowhere else. Blocking:
-    /// reads certificates.
+    /// The client for other replicas, which are in these networks and nowhere else, and never behind
+    /// a proxy. Blocking: reads certificates.
     pub(super) fn peers(&self, networks: &[IpNet]) -> Result<Client, String> {
         let certificates = read_all_certificates(&self.egress.ca_files)?;
         let guard = AddressGuard {
             allowed: networks.to_vec(),
             public: false,
         };
-        self.client(true, &certificates, Arc::new(guard))
+        self.client(true, &certificates, &guard, &Way::default())
     }
 
     fn client(
         &self,
         blobs: bool,
         certificates: &[Certificate],
-        guard: Arc<AddressGuard>,
+        guard: &AddressGuard,
+        way: &Way,
     ) -> Result<Client, String> {
         let mut headers = HeaderMap::new();
         // Bytes must arrive as they are, or they do not hash.
@@ -130,16 +169,19 @@ impl<'a> Factory<'a> {
             .user_agent(USER_AGENT)
             .default_headers(headers)
             .tls_certs_merge(certificates.iter().cloned())
-            .dns_resolver(guard)
             .connect_timeout(self.limits.connect)
+            // A connection that was good and is dead now is found out as soon as a new one would be.
+            .tcp_user_timeout(self.limits.connect)
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .referer(false)
-            .no_proxy()
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(60))
             .pool_idle_timeout(Duration::from_secs(60))
             .pool_max_idle_per_host(64);
+        let builder = way
+            .lay(builder, guard.clone())
+            .map_err(|error| format!("egress.proxy: {error}"))?;
         let built = if blobs {
             builder.http1_only().build()
         } else {

@@ -6,7 +6,7 @@
 //! - `retry`: up to three tries, all inside `limits.answer`;
 //! - `ask`: the endpoints in order, and one answer to a challenge (`auth`);
 //! - `request`: one request and its redirects, each target judged by `egress` before it is used;
-//! - `http`: the clients, whose resolver screens addresses;
+//! - `http`: the clients, whose resolver screens addresses; `proxy`: their way out;
 //! - `blob`, `tags`: what the answer must look like.
 //!
 //! [`Peers`] are other replicas of this proxy, dialled with the same care.
@@ -25,6 +25,7 @@ pub mod error;
 mod http;
 pub mod known;
 mod peer;
+mod proxy;
 mod referrers;
 mod registries;
 mod request;
@@ -52,12 +53,13 @@ use request::{Answer, Call, Transport};
 use retry::retrying;
 
 pub use blob::{BlobBody, BlobResponse};
-pub use config::{Config, Egress, Limits};
+pub use config::{Config, Egress, Limits, NoProxy};
 pub use credentials::ShareWith;
 pub use egress::{HostPattern, InvalidHost};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use http::store_client;
 pub use peer::{PEER_BLOBS, PeerKey, Peers};
+pub use proxy::{InvalidProxy, ProxyUrl};
 pub use registries::{HostLists, Served, Upstreams};
 pub use tags::TagList;
 

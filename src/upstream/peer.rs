@@ -35,6 +35,7 @@ use super::blob::BlobResponse;
 use super::config::{Egress, Limits};
 use super::egress::{authority, literal};
 use super::http::Factory;
+use super::proxy::Way;
 use super::request::Answer;
 use super::{BODIES, UpstreamError, UpstreamErrorKind};
 use crate::oci::Digest;
@@ -186,7 +187,7 @@ impl Peers {
             connect: limits.connect.min(CONNECT),
             ..limits.clone()
         };
-        let client = Factory::new(&limits, egress).peers(&key.networks)?;
+        let client = Factory::new(&limits, egress, Way::default()).peers(&key.networks)?;
         let source = NearSource::Peer;
         let received = metrics
             .near_received

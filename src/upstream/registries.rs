@@ -13,8 +13,9 @@ use super::credentials::{Credential, ShareWith};
 use super::egress::{
     HostPattern, Hosts, InvalidHost, gives_identities, is_private_channel, literal,
 };
-use super::http::{Clients, Factory};
+use super::http::{Clients, Factory, way_out};
 use super::known::{Known, REGISTRIES};
+use super::proxy::Way;
 use super::request::{Meter, Transport};
 use super::{BODIES, Upstream};
 use crate::oci::{InvalidName, Registry};
@@ -84,7 +85,12 @@ impl Upstreams {
             instances: moka::sync::Cache::new(INSTANCES),
         };
         let mut wrong = Vec::new();
-        let mut factory = Factory::new(limits, egress);
+        let way = way_out(egress).unwrap_or_else(|problems| {
+            wrong.extend(problems);
+            // Nobody goes this way: an error keeps everything from starting.
+            Way::default()
+        });
+        let mut factory = Factory::new(limits, egress, way);
         for (key, config) in entries {
             if let Err(problems) = upstreams.add(key, config, &mut factory, metrics) {
                 let problems = problems.into_iter();
@@ -239,6 +245,9 @@ impl Blueprint {
         metrics: &Arc<Metrics>,
     ) -> Result<Self, Vec<String>> {
         let mut wrong = check(key, config);
+        if !factory.is_direct(config) {
+            wrong.extend(check_proxied(key, config, factory.proxy_filters()));
+        }
         let credential = credential(config).map_err(|problem| wrong.push(problem));
         let clients = factory
             .clients(config)
@@ -368,6 +377,29 @@ fn check(key: &str, config: &Config) -> Vec<String> {
     }
     if has_login && config.insecure && config.endpoints.is_empty() {
         wrong.push("has a login and insecure = true: spell its endpoints".into());
+    }
+    wrong
+}
+
+/// What is wrong with an entry whose requests go through a proxy. That looks names up itself, so no
+/// address is judged here: where the names are anybody's, somebody must have said that it does.
+fn check_proxied(key: &str, config: &Config, filters: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let open = |list: &[HostPattern]| list.iter().any(HostPattern::is_any);
+    if !filters && (key == "*" || open(&config.auth_hosts) || open(&config.redirect_hosts)) {
+        wrong.push(
+            "lets in any host, and the egress proxy looks names up where no address can be \
+             checked: if the proxy refuses internal targets, say proxy_filters = true under \
+             [egress]; else name the hosts, or say proxy = \"none\" here"
+                .into(),
+        );
+    }
+    if (config.username.is_some() || config.password.is_some()) && config.insecure {
+        wrong.push(
+            "has a login and insecure = true, and the egress proxy could read it: use https, or \
+             say proxy = \"none\" here"
+                .into(),
+        );
     }
     wrong
 }

@@ -111,24 +111,29 @@ impl Transport {
         kind: UpstreamRequest,
         request: reqwest::Request,
     ) -> Result<Answer, UpstreamErrorKind> {
-        let host = authority(request.url());
+        let (host, url) = (authority(request.url()), request.url().clone());
         let client = match (kind, request.method()) {
             (UpstreamRequest::Blob, &Method::GET) => &self.clients.blobs,
             _ => &self.clients.general,
         };
         let limit = self.limits.first_byte;
         match timeout(limit, client.execute(request)).await {
+            Ok(Ok(response)) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                let kind = self.clients.way.wants_login(&url);
+                Err(kind.unwrap_or_else(|| {
+                    UpstreamErrorKind::Invalid(format!("{host} answered as a proxy does (407)"))
+                }))
+            }
             Ok(Ok(response)) => Ok(Answer::new(
                 response,
                 host,
                 self.limits.idle,
                 self.meter.received.clone(),
             )),
-            Ok(Err(error)) => Err(UpstreamErrorKind::of_request(
-                &error,
-                &host,
-                &self.hosts.key,
-            )),
+            Ok(Err(error)) => Err(match self.clients.way.explain(&error, &url).await {
+                Some(kind) => kind,
+                None => UpstreamErrorKind::of_request(&error, &host, &self.hosts.key),
+            }),
             Err(_) => Err(UpstreamErrorKind::TimedOut(format!(
                 "{host} did not begin to answer within {limit:?}"
             ))),

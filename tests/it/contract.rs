@@ -106,7 +106,7 @@ fn s3() -> Arc<Shared> {
 /// From the lines of `[store.shared]`.
 pub fn open(lines: &str) -> Arc<Shared> {
     let config: object::Config = toml::from_str(lines).unwrap();
-    let client = store_client(&Limits::default(), &Egress::default()).unwrap();
+    let client = store_client(&Limits::default(), &Egress::default(), false).unwrap();
     Arc::new(block_on(object::open(&config, client)).unwrap())
 }
 

@@ -221,6 +221,15 @@ fn rows() -> Vec<Row> {
             )),
         ),
         (
+            "the egress proxy is down, refuses the host or wants a login",
+            "do at the proxy what the text says; see [egress-proxy.md](egress-proxy.md)",
+            from_upstream(UpstreamErrorKind::NoWayOut(
+                "the egress proxy 10.0.0.4:3128 refused CONNECT to quay.io:443 (403): allow the \
+                 host there"
+                    .to_owned(),
+            )),
+        ),
+        (
             "the bytes do not have their digest",
             "pull again; tell the registry",
             from_cache(CacheError::WrongBytes(

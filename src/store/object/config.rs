@@ -94,6 +94,8 @@ pub enum Credential {
 pub enum Via {
     #[default]
     Direct,
+    /// As upstreams are reached: through the egress proxy. Identity services never are.
+    Egress,
 }
 
 /// Why a text is no [`Location`].
@@ -113,6 +115,12 @@ fn some_duration<'de, D: serde::Deserializer<'de>>(
 // === impl Config ===
 
 impl Config {
+    /// Whether the way there leads through the egress proxy, if there is one.
+    #[must_use]
+    pub fn by_proxy(&self) -> bool {
+        self.via == Via::Egress
+    }
+
     /// Everything that can be known to be wrong without a connection: the key below
     /// `store.shared`, and what is wrong with it. Blocks: reads secrets from files. `client` sends
     /// nothing.

@@ -6,8 +6,10 @@ mod blobs;
 mod config;
 mod egress;
 mod faults;
+mod gate;
 mod manifests;
 mod peer;
+mod proxy;
 mod redirects;
 mod server;
 mod tags;
@@ -31,14 +33,13 @@ fn install_crypto() {
 }
 
 fn upstreams(toml: &str, limits: &Limits) -> Result<Upstreams, Vec<String>> {
+    upstreams_by(&Egress::default(), toml, limits)
+}
+
+fn upstreams_by(egress: &Egress, toml: &str, limits: &Limits) -> Result<Upstreams, Vec<String>> {
     install_crypto();
     let entries: BTreeMap<String, Config> = toml::from_str(toml).unwrap();
-    Upstreams::new(
-        &entries,
-        limits,
-        &Egress::default(),
-        &Arc::new(Metrics::default()),
-    )
+    Upstreams::new(&entries, limits, egress, &Arc::new(Metrics::default()))
 }
 
 /// `registry.example` at `server`, with further lines for its entry.

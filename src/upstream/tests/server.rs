@@ -155,7 +155,7 @@ async fn serve(
 // === impl Request ===
 
 impl Request {
-    async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Self> {
+    pub(super) async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Self> {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
