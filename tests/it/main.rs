@@ -26,6 +26,7 @@ mod contract;
 mod credentials;
 mod deploy;
 mod e2e;
+mod egress;
 mod exports;
 mod faults;
 mod fleet;

@@ -16,15 +16,19 @@ needed=(
     ctr:containerd
     docker-registry:docker-registry
     ip:iproute2
+    iptables:iptables
     nginx:nginx-light
     node:nodejs
     npm:npm
+    nsenter:util-linux
     openssl:openssl
     podman:podman
     python3:python3
     setpriv:util-linux
     skopeo:skopeo
+    squid:squid
     systemd-analyze:systemd
+    tinyproxy:tinyproxy-bin
     unshare:util-linux
 )
 

@@ -21,6 +21,11 @@ pub struct Certificates {
 impl Certificates {
     /// A new authority, and a certificate of it for `127.0.0.1` and `localhost`.
     pub fn create(directory: &Path) -> Self {
+        Certificates::of(directory, &["127.0.0.1", "localhost"])
+    }
+
+    /// The same with a certificate for `names`.
+    pub fn of(directory: &Path, names: &[&str]) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
@@ -29,7 +34,7 @@ impl Certificates {
         ];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
-        let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let params = CertificateParams::new(names).unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap();
 

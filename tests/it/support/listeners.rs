@@ -49,6 +49,10 @@ impl Bystander {
         Bystander { address, calls }
     }
 
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
     #[track_caller]
     pub fn assert_never_called(&self) {
         assert_eq!(

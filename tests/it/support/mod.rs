@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod stores;
 pub mod upstream;
 pub mod wire;
+pub mod world;
 
 use std::time::{Duration, Instant};
 
