@@ -13,6 +13,8 @@ mod proxy;
 mod redirects;
 mod server;
 mod tags;
+mod tls;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Once};
