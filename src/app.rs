@@ -22,7 +22,7 @@ use crate::server::admission::Review;
 use crate::server::control::Control;
 use crate::server::{Limits, Server};
 use crate::store::{Claims, Shared, Store, StoreError, object, prune};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Ledger, Metrics};
 use crate::upstream::{PeerKey, Peers, Served, Upstreams, store_client};
 use reload::Reload;
 
@@ -136,7 +136,7 @@ impl Engine {
 
         let policy = Engine::policy(config)?;
         let shared = match &config.store.shared {
-            Some(shared) => Some(connect(shared, config).await?),
+            Some(shared) => Some(connect(shared, config, &metrics.ledger).await?),
             None => None,
         };
         let (store, upstreams, replicas) = {
@@ -237,18 +237,22 @@ impl Engine {
     }
 }
 
-/// The shared store, over an HTTP client of ours.
+/// The shared store, over an HTTP client of ours; `ledger` hears of each request.
 ///
 /// # Errors
 /// Names the key of the configuration that is wrong. A store that does not answer is no error.
-pub async fn connect(shared: &object::Config, config: &Config) -> Result<Arc<Shared>, AppError> {
+pub async fn connect(
+    shared: &object::Config,
+    config: &Config,
+    ledger: &Arc<Ledger>,
+) -> Result<Arc<Shared>, AppError> {
     let (limits, egress) = (config.limits.clone(), config.egress.clone());
     let by_proxy = shared.by_proxy();
     let client = tokio::task::spawn_blocking(move || store_client(&limits, &egress, by_proxy))
         .await
         .map_err(io::Error::other)?
         .map_err(|message| AppError::Config(vec![message]))?;
-    let store = object::open(shared, client).await;
+    let store = object::open(shared, client, ledger).await;
     let store = store.map_err(|error| AppError::Config(vec![error.to_string()]))?;
     Ok(Arc::new(store))
 }

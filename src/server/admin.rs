@@ -1,13 +1,14 @@
-//! The addresses for operators: metrics and health, away from the one that nodes use.
+//! The addresses for operators: metrics, the hosts that were dialled, and health, away from the one
+//! that nodes use.
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
+use axum::{Json, Router};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tower::ServiceExt as _;
@@ -32,11 +33,14 @@ impl Admin {
             None => StatusCode::NOT_FOUND.into_response(),
         };
         let probe = get(probe);
+        let ledger = Arc::clone(&metrics.ledger);
+        let egress = async move || Json(ledger.snapshot());
         let Admin(router) = Admin::metrics_only(metrics);
         Admin(
             router
                 .route("/healthz", probe.clone())
-                .route("/readyz", probe),
+                .route("/readyz", probe)
+                .route("/api/v1/egress", get(egress)),
         )
     }
 
@@ -99,6 +103,8 @@ mod tests {
         stopping.cancel();
         assert_eq!(get(&admin, "/readyz").await.0, 503);
         assert_eq!(get(&admin, "/healthz").await.0, 200);
+        let (status, _, hosts) = get(&admin, "/api/v1/egress").await;
+        assert_eq!((status, &*hosts), (200, r#"{"hosts":[],"forgotten":0}"#));
         for path in [
             "/",
             "/v2/",

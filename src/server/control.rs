@@ -127,6 +127,7 @@ impl Control {
             .route("/api/v1/why", get(why))
             .route("/api/v1/history", get(history))
             .route("/api/v1/pulls", get(pulls))
+            .route("/api/v1/egress", get(egress))
             .layer(DefaultBodyLimit::max(LONGEST_BODY))
             .with_state(shared);
         Control {
@@ -278,6 +279,10 @@ async fn history(State(shared): State<Arc<Shared>>, Query(about): Query<About>) 
 
 async fn pulls(State(shared): State<Arc<Shared>>) -> Json<Value> {
     done(shared.cache.pulls())
+}
+
+async fn egress(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    done(shared.cache.store().ledger())
 }
 
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Refused> {

@@ -48,6 +48,10 @@ impl Layout {
         self.root.join("v1/pins")
     }
 
+    pub(super) fn ledger(&self) -> PathBuf {
+        self.root.join("v1/ledger.json")
+    }
+
     pub(super) fn uploads(&self) -> PathBuf {
         self.root.join("v1/uploads")
     }

@@ -12,6 +12,7 @@
 //! v1/uploads                        what is on its way to the shared store
 //! v1/pulls                          who asked for which image
 //! v1/quarantine/                    blobs that were found not to hash, for 24 hours
+//! v1/ledger.json                    every host that was dialled
 //! lock                              held by the one process that uses the store
 //! control.sock                      where that process hears its operators
 //! ```
@@ -36,6 +37,7 @@ mod index;
 pub mod keep;
 mod layout;
 mod learn;
+pub mod ledger;
 pub mod links;
 pub mod object;
 mod open;
@@ -242,6 +244,7 @@ impl Store {
         let layout = Layout::new(&config.path);
         let faults = Arc::new(Faults::new(Arc::clone(&metrics)));
         let disk = Disk::open(config, Arc::clone(&faults))?;
+        ledger::restore(&layout, &metrics.ledger);
         let pins = &disk.pins;
         let present = Arc::new(Present::default());
         let mut tier = None;
@@ -290,6 +293,7 @@ impl Store {
             self.disk.run(token.clone()),
             self.links.run(token.clone()),
             self.tags.run(token.clone()),
+            self.write_ledger(&token),
             self.publish(token.clone())
         );
     }
@@ -310,6 +314,7 @@ impl Store {
         self.links.flush().await;
         self.tags.flush().await;
         self.write_journal().await;
+        self.write_ledger_now().await;
         self.disk.close().await
     }
 }

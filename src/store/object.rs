@@ -11,7 +11,9 @@ mod config;
 mod connect;
 #[cfg(test)]
 pub(super) mod fake;
+mod hosts;
 mod keys;
+mod recorded;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +43,7 @@ pub use config::{
     Cloud, Config, Credential, InvalidLocation, Location, Peers, SHORTEST_PRUNE, Via,
 };
 pub use connect::{ConnectError, open};
+pub use hosts::Host;
 pub use keys::{Name, Tree};
 
 use super::files::{lock, unix_now};

@@ -3,11 +3,15 @@
 //! Labels come from closed sets or from the configuration, never from a request, so that no
 //! client can make the table grow.
 
+use std::sync::Arc;
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use super::Ledger;
 
 /// The counters themselves; `Default` makes them all zero. One per running server.
 #[derive(Debug, Default)]
@@ -74,6 +78,8 @@ pub struct Metrics {
     pub shared_waiting: Gauge,
     /// Look-ups in the shared store of what is not here.
     pub shared_lookups: Family<LookupLabels, Counter>,
+    /// Hosts that were dialled: they come from the network, so no label may have them.
+    pub ledger: Arc<Ledger>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

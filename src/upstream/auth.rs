@@ -190,7 +190,7 @@ impl Auth {
         transport: &Transport,
         request: &TokenRequest,
     ) -> Result<Token, UpstreamErrorKind> {
-        transport.hosts.check(&request.realm, Purpose::Token)?;
+        transport.check(&request.realm, Purpose::Token)?;
         if self.credential.is_some() && !is_private_channel(&request.realm) {
             return Err(UpstreamErrorKind::HostRefused(format!(
                 "credentials are not sent to {} without https",

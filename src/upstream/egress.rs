@@ -17,6 +17,7 @@ use url::{Host, Url};
 
 use super::UpstreamErrorKind;
 use super::error::AddressRefused;
+use crate::telemetry::ledger::Refusal;
 
 /// One entry of a list of hosts. Without a port it means the scheme's own.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -60,6 +61,13 @@ pub(super) struct Hosts {
 pub(super) enum Purpose {
     Token,
     Redirect,
+}
+
+/// Why a URL may not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HostRefused {
+    pub(super) why: Refusal,
+    text: String,
 }
 
 /// Lets only public addresses through, and those that the configuration allows.
@@ -195,22 +203,27 @@ impl fmt::Display for HostPattern {
 impl Hosts {
     /// Refuses `url` unless its scheme, host and port are allowed for `purpose`. Nothing is
     /// looked up: a refused host hears nothing of it, and neither does DNS.
-    pub(super) fn check(&self, url: &Url, purpose: Purpose) -> Result<(), UpstreamErrorKind> {
+    pub(super) fn check(&self, url: &Url, purpose: Purpose) -> Result<(), HostRefused> {
         let host = authority(url);
         let (what, list, allowed) = match purpose {
             Purpose::Token => ("asks for a token from", "auth_hosts", &self.auth),
             Purpose::Redirect => ("redirects to", "redirect_hosts", &self.redirect),
         };
-        let refused = |why: &str| Err(UpstreamErrorKind::HostRefused(format!("{what} {why}")));
+        let refused = |why, text: &str| {
+            let text = format!("{what} {text}");
+            Err(HostRefused { why, text })
+        };
         match url.scheme() {
             "https" => {}
             "http" if self.insecure => {}
-            _ => return refused(&format!("{host} without https, which is not allowed")),
+            _ => {
+                let text = format!("{host} without https, which is not allowed");
+                return refused(Refusal::Plain, &text);
+            }
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return refused(&format!(
-                "{host} with user info in the URL, which is not allowed"
-            ));
+            let text = format!("{host} with user info in the URL, which is not allowed");
+            return refused(Refusal::UserInfo, &text);
         }
         let own = self
             .endpoints
@@ -221,13 +234,21 @@ impl Hosts {
         }
         if literal(url).is_some_and(is_internal) {
             // No line is offered that would allow it: this is what an attack looks like.
-            return refused(&format!("{host}, an internal address"));
+            let text = format!("{host}, an internal address");
+            return refused(Refusal::InternalAddress, &text);
         }
-        refused(&format!(
+        let text = format!(
             "{host}, which is not on its list; {list} = [\"{host}\"] under \
              [upstreams.\"{}\"] would allow it",
             self.key
-        ))
+        );
+        refused(Refusal::NotListed, &text)
+    }
+}
+
+impl From<HostRefused> for UpstreamErrorKind {
+    fn from(refused: HostRefused) -> Self {
+        UpstreamErrorKind::HostRefused(refused.text)
     }
 }
 

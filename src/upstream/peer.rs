@@ -39,6 +39,7 @@ use super::proxy::Way;
 use super::request::Answer;
 use super::{BODIES, UpstreamError, UpstreamErrorKind};
 use crate::oci::Digest;
+use crate::telemetry::ledger::{Dial, Ledger, Purpose, Refusal};
 use crate::telemetry::metrics::{NearLabels, NearSource};
 use crate::telemetry::{Metrics, Secret};
 
@@ -65,6 +66,7 @@ pub struct Peers {
     limits: Limits,
     bodies: Arc<Semaphore>,
     received: Counter,
+    ledger: Arc<Ledger>,
 }
 
 // === impl PeerKey ===
@@ -199,6 +201,7 @@ impl Peers {
             limits,
             bodies: Arc::new(Semaphore::new(BODIES)),
             received,
+            ledger: Arc::clone(&metrics.ledger),
         })
     }
 
@@ -225,7 +228,14 @@ impl Peers {
         digest: &Digest,
         range: Option<&Range<u64>>,
     ) -> Result<BlobResponse, UpstreamErrorKind> {
-        self.check(peer, host)?;
+        let dial = Dial {
+            host: peer.host_str().unwrap_or_default(),
+            port: peer.port_or_known_default().unwrap_or_default(),
+            owner: "store.shared.peers",
+            purpose: Purpose::Peer,
+        };
+        let note = |_: &_| self.ledger.refused(&dial, Refusal::NotListed);
+        self.check(peer, host).inspect_err(note)?;
         let path = format!("{PEER_BLOBS}{digest}");
         let url = peer
             .join(&path)
@@ -243,15 +253,21 @@ impl Peers {
             request.headers_mut().insert(name, value);
         }
         let limit = self.limits.first_byte;
+        let row = self.ledger.row(&dial);
+        row.asked();
         let response = match timeout(limit, self.client.execute(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
-                return Err(outside(
-                    UpstreamErrorKind::of_request(&error, host, ""),
-                    host,
-                ));
+                let kind = UpstreamErrorKind::of_request(&error, host, "");
+                if matches!(kind, UpstreamErrorKind::HostRefused(_)) {
+                    self.ledger.withdraw(&row, Refusal::NotListed);
+                } else {
+                    row.failed();
+                }
+                return Err(outside(kind, host));
             }
             Err(_) => {
+                row.failed();
                 return Err(UpstreamErrorKind::TimedOut(format!(
                     "{host} did not begin to answer within {limit:?}"
                 )));
@@ -262,6 +278,7 @@ impl Peers {
             host.to_owned(),
             self.limits.idle,
             self.received.clone(),
+            row,
         );
         let answer = answer.success().await?;
         BlobResponse::judge(answer, range, host, self.limits.blob_size)

@@ -19,6 +19,7 @@ use super::http::Clients;
 use super::retry::retry_after;
 use crate::oci::error::foreign_message;
 use crate::telemetry::Metrics;
+use crate::telemetry::ledger::{self, Dial, Row};
 use crate::telemetry::metrics::{RegistryLabels, UpstreamLabels, UpstreamOutcome, UpstreamRequest};
 
 /// Redirects that are followed for one request.
@@ -62,6 +63,7 @@ pub(super) struct Answer {
     host: String,
     idle: Duration,
     received: Counter,
+    row: Arc<Row>,
     /// A redirect led to another scheme, host or port, where our credentials do not belong.
     pub(super) left_origin: bool,
 }
@@ -91,7 +93,7 @@ impl Transport {
             let Some(next) = answer.redirect(&url)? else {
                 return Ok(answer);
             };
-            self.hosts.check(&next, Purpose::Redirect)?;
+            self.check(&next, Purpose::Redirect)?;
             answer.drain().await;
             if next.origin() != url.origin() {
                 authorization = None;
@@ -103,6 +105,30 @@ impl Transport {
             "more than {MAX_REDIRECTS} redirects, the last to {}",
             authority(&url)
         )))
+    }
+
+    /// Refuses `url` as [`Hosts::check`] does, and notes that it was wanted.
+    pub(super) fn check(&self, url: &Url, purpose: Purpose) -> Result<(), UpstreamErrorKind> {
+        self.hosts.check(url, purpose).map_err(|refused| {
+            let purpose = match purpose {
+                Purpose::Token => ledger::Purpose::Token,
+                Purpose::Redirect => ledger::Purpose::Redirect,
+            };
+            self.meter.refused(url, purpose, refused.why);
+            refused.into()
+        })
+    }
+
+    /// What `url` is asked for: an endpoint stays one when a redirect leads back to it.
+    fn purpose(&self, kind: UpstreamRequest, url: &Url) -> ledger::Purpose {
+        let mut endpoints = self.hosts.endpoints.iter();
+        match kind {
+            UpstreamRequest::Token => ledger::Purpose::Token,
+            _ if endpoints.any(|endpoint| endpoint.origin() == url.origin()) => {
+                ledger::Purpose::Endpoint
+            }
+            _ => ledger::Purpose::Redirect,
+        }
     }
 
     /// One exchange on the wire, to a URL that has been checked.
@@ -117,8 +143,13 @@ impl Transport {
             _ => &self.clients.general,
         };
         let limit = self.limits.first_byte;
+        let row = self
+            .meter
+            .row(request.url(), self.purpose(kind, request.url()));
+        row.asked();
         match timeout(limit, client.execute(request)).await {
             Ok(Ok(response)) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                row.failed();
                 let kind = self.clients.way.wants_login(&url);
                 Err(kind.unwrap_or_else(|| {
                     UpstreamErrorKind::Invalid(format!("{host} answered as a proxy does (407)"))
@@ -129,14 +160,27 @@ impl Transport {
                 host,
                 self.limits.idle,
                 self.meter.received.clone(),
+                row,
             )),
-            Ok(Err(error)) => Err(match self.clients.way.explain(&error, &url).await {
-                Some(kind) => kind,
-                None => UpstreamErrorKind::of_request(&error, &host, &self.hosts.key),
-            }),
-            Err(_) => Err(UpstreamErrorKind::TimedOut(format!(
-                "{host} did not begin to answer within {limit:?}"
-            ))),
+            Ok(Err(error)) => {
+                let explained = self.clients.way.explain(&error, &url).await;
+                let kind = explained.unwrap_or_else(|| {
+                    UpstreamErrorKind::of_request(&error, &host, &self.hosts.key)
+                });
+                if matches!(kind, UpstreamErrorKind::HostRefused(_)) {
+                    let why = ledger::Refusal::InternalAddress;
+                    self.meter.metrics.ledger.withdraw(&row, why);
+                } else {
+                    row.failed();
+                }
+                Err(kind)
+            }
+            Err(_) => {
+                row.failed();
+                Err(UpstreamErrorKind::TimedOut(format!(
+                    "{host} did not begin to answer within {limit:?}"
+                )))
+            }
         }
     }
 }
@@ -165,23 +209,42 @@ impl Meter {
         };
         self.metrics.upstream_requests.get_or_create(&labels).inc();
     }
+
+    fn row(&self, url: &Url, purpose: ledger::Purpose) -> Arc<Row> {
+        self.metrics.ledger.row(&self.dial(url, purpose))
+    }
+
+    fn refused(&self, url: &Url, purpose: ledger::Purpose, why: ledger::Refusal) {
+        self.metrics.ledger.refused(&self.dial(url, purpose), why);
+    }
+
+    fn dial<'a>(&'a self, url: &'a Url, purpose: ledger::Purpose) -> Dial<'a> {
+        Dial {
+            host: url.host_str().unwrap_or_default(),
+            port: url.port_or_known_default().unwrap_or_default(),
+            owner: &self.registry,
+            purpose,
+        }
+    }
 }
 
 // === impl Answer ===
 
 impl Answer {
-    /// `idle` bounds silence inside the body, whose bytes `received` counts.
+    /// `idle` bounds silence inside the body, whose bytes `received` and `row` count.
     pub(super) fn new(
         response: reqwest::Response,
         host: String,
         idle: Duration,
         received: Counter,
+        row: Arc<Row>,
     ) -> Self {
         Answer {
             response,
             host,
             idle,
             received,
+            row,
             left_origin: false,
         }
     }
@@ -283,15 +346,22 @@ impl Answer {
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamErrorKind> {
         match timeout(self.idle, self.response.chunk()).await {
             Ok(Ok(chunk)) => {
-                self.received
-                    .inc_by(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                self.received.inc_by(bytes);
+                self.row.received(bytes);
                 Ok(chunk)
             }
-            Ok(Err(error)) => Err(UpstreamErrorKind::of_body(&error, &self.host)),
-            Err(_) => Err(UpstreamErrorKind::TimedOut(format!(
-                "{} sent nothing for {:?} inside a body",
-                self.host, self.idle
-            ))),
+            Ok(Err(error)) => {
+                self.row.failed();
+                Err(UpstreamErrorKind::of_body(&error, &self.host))
+            }
+            Err(_) => {
+                self.row.failed();
+                Err(UpstreamErrorKind::TimedOut(format!(
+                    "{} sent nothing for {:?} inside a body",
+                    self.host, self.idle
+                )))
+            }
         }
     }
 

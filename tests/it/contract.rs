@@ -107,7 +107,7 @@ fn s3() -> Arc<Shared> {
 pub fn open(lines: &str) -> Arc<Shared> {
     let config: object::Config = toml::from_str(lines).unwrap();
     let client = store_client(&Limits::default(), &Egress::default(), false).unwrap();
-    Arc::new(block_on(object::open(&config, client)).unwrap())
+    Arc::new(block_on(object::open(&config, client, &Arc::default())).unwrap())
 }
 
 /// The store of one replica, with its work behind the answers.

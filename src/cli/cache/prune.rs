@@ -2,6 +2,7 @@
 //! beside all replicas, so whoever may write to the store may do it from anywhere.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -30,7 +31,7 @@ pub(super) async fn run(
     if older_than < SHORTEST_PRUNE {
         bail!("--older-than must be at least 1d: replicas write down once an hour what they use");
     }
-    let store = app::connect(shared, config).await?;
+    let store = app::connect(shared, config, &Arc::default()).await?;
     let before = Timestamp::now()
         .checked_sub(older_than)
         .context("--older-than is before all times")?;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use url::{Host, Url};
 
 use super::connect::{ConnectError, build};
+use super::recorded::Recorded;
 use crate::telemetry::SecretSource;
 use crate::units;
 
@@ -121,6 +123,10 @@ impl Config {
         self.via == Via::Egress
     }
 
+    pub(super) fn region(&self) -> &str {
+        self.region.as_deref().unwrap_or("us-east-1")
+    }
+
     /// Everything that can be known to be wrong without a connection: the key below
     /// `store.shared`, and what is wrong with it. Blocks: reads secrets from files. `client` sends
     /// nothing.
@@ -128,7 +134,12 @@ impl Config {
     pub fn check(&self, client: &reqwest::Client) -> Vec<(String, String)> {
         let mut wrong = Vec::new();
         let mut add = |key: &str, message: &str| wrong.push((key.to_owned(), message.to_owned()));
-        if let Err(ConnectError::Config { key, message }) = build(self, client.clone()) {
+        let client = Recorded {
+            client: client.clone(),
+            ledger: Arc::default(),
+            store: self.host(),
+        };
+        if let Err(ConnectError::Config { key, message }) = build(self, client) {
             add(key, &message);
         }
         if !self.redirect.is_empty() && self.credential == Credential::Sas {

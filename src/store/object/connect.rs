@@ -13,20 +13,20 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::client::{HttpClient, HttpConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::signer::Signer;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
+use super::recorded::Recorded;
 use super::{Cloud, Config, Credential, Location, Shared};
-use crate::telemetry::{Secret, SecretSource};
+use crate::telemetry::{Ledger, Secret, SecretSource};
 
 /// Azurite's account and key are the same everywhere and no secret.
 const EMULATOR_ACCOUNT: &str = "devstoreaccount1";
 const EMULATOR_KEY: &str =
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
-const EMULATOR_ENDPOINT: &str = "http://127.0.0.1:10000/devstoreaccount1";
+pub(super) const EMULATOR_ENDPOINT: &str = "http://127.0.0.1:10000/devstoreaccount1";
 const AZURE_VERSION: &str = "2023-11-03";
 /// An emulator is near.
 const MAKE: Duration = Duration::from_secs(5);
@@ -40,16 +40,6 @@ pub enum ConnectError {
     Container(String),
 }
 
-/// The HTTP client that the rest of the process made, so that there is one way out.
-#[derive(Clone, Debug)]
-struct Connector(reqwest::Client);
-
-impl HttpConnector for Connector {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(self.0.clone()))
-    }
-}
-
 /// Who we are, read from where the configuration says.
 struct Identity<'a> {
     config: &'a Config,
@@ -57,14 +47,23 @@ struct Identity<'a> {
 }
 
 /// Opens the store that `config` names. `client` decides how hosts are reached and how long a
-/// connection may take. Reads secrets from files; an emulator's container is made, which is the
+/// connection may take, and `ledger` hears of each request. Reads secrets from files; an emulator's container is made, which is the
 /// only request that this sends.
 ///
 /// # Errors
 ///
 /// Names the key of the configuration that is wrong or missing. A store that does not answer is no
 /// error: it may come back.
-pub async fn open(config: &Config, client: reqwest::Client) -> Result<Shared, ConnectError> {
+pub async fn open(
+    config: &Config,
+    client: reqwest::Client,
+    ledger: &Arc<Ledger>,
+) -> Result<Shared, ConnectError> {
+    let client = Recorded {
+        client,
+        ledger: Arc::clone(ledger),
+        store: config.host(),
+    };
     let shared = build(config, client.clone())?;
     if config.credential == Credential::Emulator {
         let made = match &config.url.cloud {
@@ -83,14 +82,13 @@ pub async fn open(config: &Config, client: reqwest::Client) -> Result<Shared, Co
 }
 
 /// The same without any request. Blocks: reads secrets from files.
-pub(super) fn build(config: &Config, client: reqwest::Client) -> Result<Shared, ConnectError> {
+pub(super) fn build(config: &Config, connector: Recorded) -> Result<Shared, ConnectError> {
     let location = &config.url;
     let secret = config.secret.as_ref().map(SecretSource::read);
     let secret = secret
         .transpose()
         .map_err(|message| wrong("secret", message))?;
     let identity = Identity { config, secret };
-    let connector = Connector(client);
     let (objects, signer): (Arc<dyn ObjectStore>, Arc<dyn Signer>) = match &location.cloud {
         Cloud::Azure { account } => {
             let store = identity.azure(account)?.with_http_connector(connector);
@@ -249,7 +247,7 @@ impl Identity<'_> {
         let config = self.config;
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&config.url.container)
-            .with_region(config.region.as_deref().unwrap_or("us-east-1"))
+            .with_region(config.region())
             .with_client_options(self.options());
         if let Some(endpoint) = &config.endpoint {
             builder = builder.with_endpoint(endpoint.as_str().trim_end_matches('/'));
@@ -317,7 +315,7 @@ fn no_personal_login() -> Result<(), ConnectError> {
 }
 
 /// Makes Azurite's container; one that is there is fine.
-async fn make_container(config: &Config, client: &reqwest::Client) -> Result<(), ConnectError> {
+async fn make_container(config: &Config, to: &Recorded) -> Result<(), ConnectError> {
     let endpoint = config
         .endpoint
         .as_ref()
@@ -344,7 +342,8 @@ async fn make_container(config: &Config, client: &reqwest::Client) -> Result<(),
         .map_err(|error| ConnectError::Container(error.to_string()))?;
     let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), text.as_bytes());
     let signature = STANDARD.encode(signature);
-    let request = client
+    let request = to
+        .client
         .put(url)
         .header("x-ms-date", date)
         .header("x-ms-version", AZURE_VERSION)
@@ -352,26 +351,28 @@ async fn make_container(config: &Config, client: &reqwest::Client) -> Result<(),
             http::header::AUTHORIZATION,
             format!("SharedKey {EMULATOR_ACCOUNT}:{signature}"),
         );
-    made(request).await
+    made(request, to).await
 }
 
 /// Makes an S3 emulator's bucket; one that is there is fine.
-async fn make_bucket(config: &Config, client: &reqwest::Client) -> Result<(), ConnectError> {
+async fn make_bucket(config: &Config, to: &Recorded) -> Result<(), ConnectError> {
     let Some(endpoint) = &config.endpoint else {
         return Err(wrong("endpoint", "is needed for an emulator of S3"));
     };
     let bucket = &config.url.container;
     let url = format!("{}/{bucket}", endpoint.as_str().trim_end_matches('/'));
-    made(client.put(url)).await
+    made(to.client.put(url), to).await
 }
 
-async fn made(request: reqwest::RequestBuilder) -> Result<(), ConnectError> {
+async fn made(request: reqwest::RequestBuilder, to: &Recorded) -> Result<(), ConnectError> {
+    let failed = |error: reqwest::Error| ConnectError::Container(error.to_string());
     let request = request.header(http::header::CONTENT_LENGTH, 0);
-    let answer = request
-        .timeout(MAKE)
-        .send()
-        .await
-        .map_err(|error| ConnectError::Container(error.to_string()))?;
+    let request = request.timeout(MAKE).build().map_err(failed)?;
+    let url = request.url();
+    let tls = url.scheme() == "https";
+    let row = to.asked(url.host_str().unwrap_or_default(), url.port(), tls);
+    let answer = to.client.execute(request).await;
+    let answer = answer.inspect_err(|_| row.failed()).map_err(failed)?;
     match answer.status() {
         status if status.is_success() || status == http::StatusCode::CONFLICT => Ok(()),
         status => Err(ConnectError::Container(format!(

@@ -6,6 +6,7 @@ use url::Url;
 
 use super::*;
 use crate::telemetry::Secret;
+use crate::telemetry::ledger::Purpose;
 use crate::upstream::{PEER_BLOBS, PeerKey, Peers};
 
 const PATH: &str = "/v2/_peer/blobs/sha256:00";
@@ -17,11 +18,15 @@ fn key(secret: &str) -> PeerKey {
 }
 
 fn peers(networks: &[&str]) -> Peers {
+    peers_in(networks, &Metrics::default())
+}
+
+fn peers_in(networks: &[&str], metrics: &Metrics) -> Peers {
     install_crypto();
     let networks = networks.iter().map(|network| network.parse().unwrap());
     let key = PeerKey::new(&Secret::new("hunter2".to_owned()), networks.collect());
     let (limits, egress) = (Limits::default(), Egress::default());
-    Peers::new(key, &limits, &egress, &Metrics::default()).unwrap()
+    Peers::new(key, &limits, &egress, metrics).unwrap()
 }
 
 fn signed(authorization: &str, range: &str) -> HeaderMap {
@@ -84,9 +89,18 @@ fn only_what_was_signed_is_genuine() {
 async fn a_blob_is_asked_for_by_a_signed_range() {
     let server =
         Server::start(|_| Reply::new(206, "hello").header("content-range", "bytes 5-9/10")).await;
-    let peers = peers(&["127.0.0.0/8"]);
+    let metrics = Metrics::default();
+    let peers = peers_in(&["127.0.0.0/8"], &metrics);
     let url: Url = server.url().parse().unwrap();
     let answer = peers.blob(&url, &digest(), Some(5..105)).await.unwrap();
+    let [row] = &metrics.ledger.snapshot().hosts[..] else {
+        panic!("one host")
+    };
+    assert_eq!(
+        (row.port, row.purpose),
+        (server.address.port(), Purpose::Peer)
+    );
+    assert_eq!((row.requests, row.failures), (1, 0));
     assert_eq!((answer.range, answer.total), (Some(5..10), Some(10)));
     let [request] = &server.seen()[..] else {
         panic!("one request")
@@ -104,7 +118,8 @@ async fn a_blob_is_asked_for_by_a_signed_range() {
 async fn nothing_outside_the_networks_is_dialled() {
     let server = Server::bystander().await;
     let port = server.address.port();
-    let peers = peers(&["10.0.0.0/8"]);
+    let metrics = Metrics::default();
+    let peers = peers_in(&["10.0.0.0/8"], &metrics);
     for host in ["127.0.0.1", "localhost", "[::1]", "0x7f.1"] {
         let url: Url = format!("http://{host}:{port}").parse().unwrap();
         let refused = kind(peers.blob(&url, &digest(), None).await);
@@ -128,6 +143,9 @@ async fn nothing_outside_the_networks_is_dialled() {
         );
     }
     assert_eq!(server.connections(), 0);
+    let rows = metrics.ledger.snapshot().hosts;
+    assert!(rows.len() >= 5, "{rows:?}");
+    assert!(rows.iter().all(|row| row.refused.is_some()), "{rows:?}");
 }
 
 /// Not even to a public address, which upstreams may have.
