@@ -24,6 +24,7 @@ mod decide;
 mod index;
 mod outline;
 mod pattern;
+mod reach;
 mod refusal;
 mod rewrite;
 mod rule;

@@ -35,6 +35,8 @@ pub(super) enum Names {
     One(String),
     /// Everything that starts so, down to the slash.
     Under(String),
+    /// Everything in registries that end so, other than those that patterns name.
+    Registries(String),
 }
 
 /// How many of some names are matched.
@@ -209,6 +211,7 @@ impl Pattern {
         let all = match names {
             Names::One(name) => Some(self.name.matches(name)),
             Names::Under(start) => self.name.matches_under(start),
+            Names::Registries(end) => self.name.matches_registries(end),
         };
         match all {
             Some(false) => Cover::None,
@@ -227,6 +230,7 @@ impl fmt::Display for Names {
         match self {
             Names::One(name) => f.write_str(name),
             Names::Under(start) => write!(f, "{start}**"),
+            Names::Registries(end) => write!(f, "*{end}/**"),
         }
     }
 }
@@ -335,9 +339,40 @@ impl Glob {
                     Some(false)
                 };
             }
+            // Behind the registry it is about anything at all.
+            Glob::Like(glob, matcher)
+                if glob
+                    .strip_suffix("/**")
+                    .is_some_and(|registry| !registry.contains('/')) =>
+            {
+                return Some(matcher.is_match(format!("{start}x")));
+            }
             Glob::Like(glob, _) => glob.split('*').next().unwrap_or(glob),
         };
         if literal.starts_with(start) || start.starts_with(literal) {
+            None
+        } else {
+            Some(false)
+        }
+    }
+
+    /// Whether everything is matched in all registries that end so, or nothing in any; None when
+    /// some may be.
+    fn matches_registries(&self, end: &str) -> Option<bool> {
+        let glob = match self {
+            Glob::Any => return Some(true),
+            // One registry by its name.
+            Glob::Exact(_) | Glob::Under(_) => return Some(false),
+            Glob::Like(glob, _) => glob,
+        };
+        let (registry, rest) = glob.split_once('/').unwrap_or((glob, ""));
+        let Some((start, literal)) = registry.rsplit_once('*') else {
+            return Some(false);
+        };
+        if start.is_empty() && end.ends_with(literal) && rest == "**" {
+            return Some(true);
+        }
+        if end.ends_with(literal) || literal.ends_with(end) {
             None
         } else {
             Some(false)

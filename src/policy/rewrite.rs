@@ -179,7 +179,7 @@ impl Engine {
                         Names::One(target.repository.to_string())
                     }
                     // What is left of a name depends on the name where the two patterns differ.
-                    Names::Under(_) => instead.names(pattern)?,
+                    Names::Under(_) | Names::Registries(_) => instead.names(pattern)?,
                 };
                 self.dead_end(&next, rewrites - 1)
             }
