@@ -6,6 +6,7 @@
 mod audit;
 mod cache;
 mod check;
+mod egress;
 mod explain;
 mod nodes;
 mod policy;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use crate::cluster::export::Format;
+use crate::cluster::{egress as firewall, export};
 use crate::config::{Config, Fault, LoadError, Source};
 use crate::policy::Engine;
 
@@ -64,6 +65,18 @@ enum Output {
     AzurePolicy,
     /// `ClusterPolicy`; `policy export` only
     Kyverno,
+    /// Azure Firewall rules as commands of the Azure CLI; `egress` only
+    Az,
+    /// Azure Firewall rules; `egress` only
+    Bicep,
+    /// Azure Firewall rules; `egress` only
+    Terraform,
+    /// A network policy of Cilium; `egress` only
+    Cilium,
+    /// A network policy of Calico Enterprise; `egress` only
+    Calico,
+    /// Lines for squid.conf; `egress` only
+    Squid,
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,6 +89,8 @@ enum Command {
     Explain(explain::Explain),
     /// Judge every image in manifests, compose files and Dockerfiles; exit 2 if one is not allowed
     Audit(audit::Audit),
+    /// Print the hosts that a firewall must allow, or what of them was really used
+    Egress(egress::Egress),
     /// The policy for somebody else, and another policy for us
     #[command(subcommand)]
     Policy(policy::Policy),
@@ -112,6 +127,7 @@ impl Arguments {
             Command::Check => check::run(&source)?,
             Command::Explain(explain) => explain.run(&source)?,
             Command::Audit(audit) => audit.run(&source, self.output)?,
+            Command::Egress(egress) => egress.run(&source, self.output)?,
             Command::Policy(policy) => policy.run(&source, self.output)?,
             Command::Cache(cache) => cache.run(&source)?,
             Command::Nodes(nodes) => nodes.run(&source)?,
@@ -135,6 +151,12 @@ impl Output {
                 matches!(command, Command::Policy(policy::Policy::Export(_))),
                 "policy export",
             ),
+            Output::Az
+            | Output::Bicep
+            | Output::Terraform
+            | Output::Cilium
+            | Output::Calico
+            | Output::Squid => (matches!(command, Command::Egress(_)), "egress"),
         };
         anyhow::ensure!(
             is_known,
@@ -144,18 +166,29 @@ impl Output {
     }
 
     /// The format of a policy, if it is one.
-    fn policy(self) -> Option<Format> {
-        Some(match self {
-            Output::Vap => Format::Vap,
-            Output::Gatekeeper => Format::Gatekeeper,
-            Output::AzurePolicy => Format::AzurePolicy,
-            Output::Kyverno => Format::Kyverno,
-            Output::Text
-            | Output::Json
-            | Output::Sarif
-            | Output::Policyreport
-            | Output::Openreports => return None,
-        })
+    fn policy(self) -> Option<export::Format> {
+        use export::Format;
+        match self {
+            Output::Vap => Some(Format::Vap),
+            Output::Gatekeeper => Some(Format::Gatekeeper),
+            Output::AzurePolicy => Some(Format::AzurePolicy),
+            Output::Kyverno => Some(Format::Kyverno),
+            _ => None,
+        }
+    }
+
+    /// The firewall that reads it.
+    fn firewall(self) -> Option<firewall::Format> {
+        use firewall::Format;
+        match self {
+            Output::Az => Some(Format::Az),
+            Output::Bicep => Some(Format::Bicep),
+            Output::Terraform => Some(Format::Terraform),
+            Output::Cilium => Some(Format::Cilium),
+            Output::Calico => Some(Format::Calico),
+            Output::Squid => Some(Format::Squid),
+            _ => None,
+        }
     }
 }
 
@@ -198,7 +231,8 @@ impl Report {
         }
         let text = match output {
             Output::Text => self.text.clone(),
-            _ if output.policy().is_some() => self.text.clone(),
+            // Written for other programs.
+            _ if output.policy().is_some() || output.firewall().is_some() => self.text.clone(),
             _ => format!("{:#}\n", self.json),
         };
         match io::stdout().write_all(text.as_bytes()) {

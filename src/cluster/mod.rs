@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod audit;
+pub mod egress;
 pub mod export;
 pub mod hosts;
 pub mod inputs;

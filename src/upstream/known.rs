@@ -44,6 +44,15 @@ const QUAY_CDN: &[&str] = &[
     "quayio-production-s3.s3.amazonaws.com",
 ];
 
+/// Which of these networks answers is chosen per request. To clients inside AWS the Hub has
+/// given a bucket in their region, `docker-images-prod.s3.dualstack.<region>.amazonaws.com`: there
+/// the refusal names the line to add.
+const DOCKER_CDN: &[&str] = &[
+    "production.cloudflare.docker.com",
+    "production.cloudfront.docker.com",
+    "docker-images-prod.6aa30f8b08e16409b46e0173d6de2f56.r2.cloudflarestorage.com",
+];
+
 /// Artifact Registry answers with relative redirects; Cloud Storage is for what is left of the
 /// old Container Registry.
 const GOOGLE_STORAGE: &[&str] = &["storage.googleapis.com"];
@@ -76,12 +85,11 @@ pub const REGISTRIES: &[Known] = &[
         registry: "docker.io",
         endpoint: Some("registry-1.docker.io"),
         auth_hosts: &["auth.docker.io"],
-        redirect_hosts: &[
-            "production.cloudflare.docker.com",
-            "production.cloudfront.docker.com",
-            "docker-images-prod.6aa30f8b08e16409b46e0173d6de2f56.r2.cloudflarestorage.com",
-        ],
+        redirect_hosts: DOCKER_CDN,
     },
+    // Docker's hardened images, for those who log in. Where it sends them for a token is documented
+    // nowhere: if that is another host, the refusal names it.
+    own("dhi.io", DOCKER_CDN),
     own("quay.io", QUAY_CDN),
     own("ghcr.io", &["pkg-containers.githubusercontent.com"]),
     own("mcr.microsoft.com", &["*.data.mcr.microsoft.com"]),

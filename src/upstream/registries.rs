@@ -13,6 +13,7 @@ use super::credentials::{Credential, ShareWith};
 use super::egress::{
     HostPattern, Hosts, InvalidHost, gives_identities, is_private_channel, literal,
 };
+use super::hosts::lists;
 use super::http::{Clients, Factory, way_out};
 use super::known::{Known, REGISTRIES};
 use super::proxy::Way;
@@ -255,31 +256,12 @@ impl Blueprint {
         let (Ok(credential), Ok(clients), true) = (credential, clients, wrong.is_empty()) else {
             return Err(wrong);
         };
-        let endpoints = match (&config.endpoints[..], row.and_then(|row| row.endpoint)) {
-            ([], None) => None,
-            ([], Some(host)) => Url::parse(&format!("https://{host}"))
-                .ok()
-                .map(|url| vec![url]),
-            (own, _) => Some(own.to_vec()),
-        };
-        // Nobody can list the hosts behind registries that nobody has named.
-        let any = (key == "*").then_some("*");
-        let list = |own: &[HostPattern], table: &[&str]| {
-            let table = table
-                .iter()
-                .copied()
-                .chain(any)
-                .filter_map(|host| host.parse().ok());
-            own.iter().cloned().chain(table).collect()
-        };
+        let (endpoints, auth, redirect) = lists(key, row, config);
         Ok(Blueprint {
             key: key.to_owned(),
             endpoints,
-            auth: list(&config.auth_hosts, row.map_or(&[], |row| row.auth_hosts)),
-            redirect: list(
-                &config.redirect_hosts,
-                row.map_or(&[], |row| row.redirect_hosts),
-            ),
+            auth,
+            redirect,
             insecure: config.insecure,
             credential,
             clients,

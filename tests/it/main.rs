@@ -34,6 +34,7 @@ mod fleet_life;
 mod identity;
 mod integrity;
 mod keeping;
+mod ledger;
 mod links;
 mod manifests;
 mod min_age;
