@@ -46,6 +46,21 @@ impl Access {
         self.rule.as_ref()
     }
 
+    /// Who to ask, unless we are offline, `missing` then says what was missed, or the upstream
+    /// wants to be left alone.
+    pub(super) fn ask(&self, missing: CacheError) -> Result<&Arc<Upstream>, CacheError> {
+        let upstream = self.upstream(missing)?;
+        match upstream.limit() {
+            Some(limit) => Err(CacheError::Upstream(limit)),
+            None => Ok(upstream),
+        }
+    }
+
+    /// Who to ask, whether it wants to be asked or not; `missing` when we are offline.
+    pub(super) fn upstream(&self, missing: CacheError) -> Result<&Arc<Upstream>, CacheError> {
+        self.upstream.as_ref().ok_or(missing)
+    }
+
     /// What a tag must fulfil besides.
     pub(super) fn obligation(&self) -> Option<&Obligation> {
         self.obligation.as_deref()
@@ -58,20 +73,6 @@ impl Access {
 }
 
 impl Cache {
-    /// Who to ask, unless we are offline, `missing` then says what was missed, or the upstream
-    /// wants to be left alone.
-    pub(super) fn ask<'a>(
-        &self,
-        access: &'a Access,
-        missing: CacheError,
-    ) -> Result<&'a Arc<Upstream>, CacheError> {
-        let upstream = access.upstream.as_ref().ok_or(missing)?;
-        match self.recent.limit(&access.repository().registry) {
-            Some(limit) => Err(limit),
-            None => Ok(upstream),
-        }
-    }
-
     /// Decides whether `client` may have anything of `reference` in `repository`.
     ///
     /// # Errors

@@ -113,7 +113,12 @@ impl Cache {
             return self.head(access, digest, linked).await;
         }
         let missing = CacheError::Offline { listing: false };
-        let upstream = self.ask(access, missing)?;
+        // What the upstream has said yes to may need nothing of it: it runs already, or is near.
+        let upstream = if linked && (self.store.is_shared() || self.fills.is_running(digest)) {
+            access.upstream(missing)?
+        } else {
+            access.ask(missing)?
+        };
         if !linked {
             self.recently_missing(repository, digest)?;
         }
@@ -227,7 +232,7 @@ impl Cache {
         digest: &Digest,
     ) -> Result<Option<u64>, CacheError> {
         let repository = access.repository();
-        let upstream = self.ask(access, CacheError::Offline { listing: false })?;
+        let upstream = access.ask(CacheError::Offline { listing: false })?;
         self.recently_missing(repository, digest)?;
         let key = (repository.clone(), *digest);
         let probe = self.blob_probes.join(&key, || {

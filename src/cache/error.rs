@@ -7,6 +7,7 @@ use crate::fill::{FillError, SourceError};
 use crate::oci::Registry;
 use crate::policy::Refusal;
 use crate::store::StoreError;
+use crate::telemetry::metrics::Stale;
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
 use super::source::upstream_error;
@@ -65,6 +66,18 @@ impl CacheError {
         }
     }
 
+    /// Why something stale is served in place of this error.
+    pub(super) fn as_stale(&self) -> Stale {
+        match self {
+            CacheError::Upstream(error) => match error.kind {
+                UpstreamErrorKind::RateLimited { .. } => Stale::RateLimited,
+                UpstreamErrorKind::Down { .. } => Stale::Down,
+                _ => Stale::Failed,
+            },
+            _ => Stale::Failed,
+        }
+    }
+
     /// Whether the upstream could not say: what we have, though old, is then the best answer.
     /// A registry that says no, or that there is no such thing, has said something.
     pub(super) fn leaves_stale(&self) -> bool {
@@ -73,6 +86,9 @@ impl CacheError {
                 UpstreamErrorKind::Refused | UpstreamErrorKind::NotFound => false,
                 UpstreamErrorKind::RateLimited { .. }
                 | UpstreamErrorKind::Unavailable(_)
+                | UpstreamErrorKind::Overloaded { .. }
+                | UpstreamErrorKind::Down { .. }
+                | UpstreamErrorKind::Busy { .. }
                 | UpstreamErrorKind::TimedOut(_)
                 | UpstreamErrorKind::RangeNotSatisfiable
                 | UpstreamErrorKind::Invalid(_)

@@ -14,6 +14,7 @@ use super::access::Access;
 use super::error::Kind;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Digest, Repository, Tag};
+use crate::telemetry::metrics::Stale;
 use crate::upstream::Upstream;
 
 /// Tags in one answer, whatever `n` says.
@@ -178,10 +179,16 @@ impl Cache {
         {
             return Ok((known.body.clone(), Outcome::Hit));
         }
-        let upstream = match self.ask(access, CacheError::Offline { listing: true }) {
+        let upstream = match access.ask(CacheError::Offline { listing: true }) {
             Ok(upstream) => upstream,
             Err(error) => return self.stale_listing(known, error),
         };
+        if let Some(known) = known.as_ref().filter(|known| self.may_be_stale(known))
+            && upstream.must_spare()
+        {
+            self.count_stale(Stale::Spared);
+            return Ok((known.body.clone(), Outcome::Stale));
+        }
         let flight = self.listing_flights.join(&key, || {
             let (cache, upstream, key) = (Arc::clone(self), Arc::clone(upstream), key.clone());
             let access = access.clone();
@@ -224,13 +231,16 @@ impl Cache {
         error: CacheError,
     ) -> Result<(Bytes, Outcome), CacheError> {
         match known {
-            Some(known)
-                if error.leaves_stale() && known.fetched.elapsed() < self.config.stale_for =>
-            {
+            Some(known) if error.leaves_stale() && self.may_be_stale(&known) => {
+                self.count_stale(error.as_stale());
                 Ok((known.body, Outcome::Stale))
             }
             _ => Err(error),
         }
+    }
+
+    fn may_be_stale(&self, known: &Listing) -> bool {
+        known.fetched.elapsed() < self.config.stale_for
     }
 
     /// An upstream without the API may still keep the list under the tag that older clients

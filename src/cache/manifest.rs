@@ -25,6 +25,7 @@ use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, 
 use crate::policy::{Hit, Refusal};
 use crate::store::tags::CLOCKS_DIFFER;
 use crate::store::{TagEntry, TagRecord, Variant};
+use crate::telemetry::metrics::Stale;
 use crate::upstream::{FetchedManifest, Upstream, UpstreamError, UpstreamErrorKind};
 
 /// What we ask for by tag: the client's own types come on top.
@@ -119,12 +120,15 @@ impl Cache {
             }
             _ => None,
         };
-        let upstream = match (self.ask(access, offline(tag)), &stale) {
+        let upstream = match (access.ask(offline(tag)), &stale) {
             (Ok(_), Some(manifest)) if self.recent.is_down(&repository.registry) => {
-                return Ok(ManifestAnswer::cached(Arc::clone(manifest), Outcome::Stale));
+                return Ok(self.stale(manifest, Stale::Down));
+            }
+            (Ok(upstream), Some(manifest)) if upstream.must_spare() => {
+                return Ok(self.stale(manifest, Stale::Spared));
             }
             (Err(error), Some(manifest)) if error.leaves_stale() => {
-                return Ok(ManifestAnswer::cached(Arc::clone(manifest), Outcome::Stale));
+                return Ok(self.stale(manifest, error.as_stale()));
             }
             (upstream, _) => upstream?,
         };
@@ -152,11 +156,16 @@ impl Cache {
         };
         match result {
             Err(error) if error.leaves_stale() => {
-                tracing::warn!(%repository, %tag, %error, "serving a stale tag");
-                Ok(ManifestAnswer::cached(manifest, Outcome::Stale))
+                tracing::debug!(%repository, %tag, %error, "serving a stale tag");
+                Ok(self.stale(&manifest, error.as_stale()))
             }
             answer => answer,
         }
+    }
+
+    fn stale(&self, manifest: &Arc<Manifest>, reason: Stale) -> ManifestAnswer {
+        self.count_stale(reason);
+        ManifestAnswer::cached(Arc::clone(manifest), Outcome::Stale)
     }
 
     /// What we know of a tag, if that needs no upstream request.
@@ -301,7 +310,7 @@ impl Cache {
         {
             return Err(CacheError::ManifestUnknown);
         }
-        let upstream = self.ask(access, CacheError::Offline { listing: false })?;
+        let upstream = access.ask(CacheError::Offline { listing: false })?;
         let flight_key = (repository.clone(), *digest);
         let flight = self.manifest_flights.join(&flight_key, || {
             let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));

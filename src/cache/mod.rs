@@ -40,7 +40,7 @@ use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
 use crate::policy::{Engine, InvalidPattern, Pattern};
 use crate::store::{Store, TagRecord};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{AnswerLabels, OutcomeLabel, RouteLabel};
+use crate::telemetry::metrics::{AnswerLabels, OutcomeLabel, RouteLabel, Stale, StaleLabels};
 use crate::upstream::Upstreams;
 
 pub use crate::policy::Client;
@@ -326,6 +326,12 @@ impl Cache {
         let answer = self.list_referrers(&access, digest, artifact_type).await?;
         self.count(RouteLabel::Referrers, answer.outcome);
         Ok(answer)
+    }
+
+    /// Something too old is served, and why.
+    fn count_stale(&self, reason: Stale) {
+        let labels = StaleLabels { reason };
+        self.metrics.stale.get_or_create(&labels).inc();
     }
 
     fn count(&self, kind: RouteLabel, outcome: Outcome) {

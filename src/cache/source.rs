@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +20,8 @@ pub(super) struct RepositorySource {
     repository: Repository,
     digest: Digest,
     name: String,
+    /// The upstream has begun to send it.
+    begun: AtomicBool,
 }
 
 impl RepositorySource {
@@ -29,6 +32,7 @@ impl RepositorySource {
             repository,
             digest,
             name,
+            begun: AtomicBool::new(false),
         }
     }
 }
@@ -54,11 +58,14 @@ impl Source for RepositorySource {
     }
 
     async fn open(&self, range: Option<Range<u64>>) -> Result<Opened, SourceError> {
-        let answer = self
-            .upstream
-            .blob(&self.repository.name, &self.digest, range)
-            .await;
+        let (upstream, name) = (&self.upstream, &self.repository.name);
+        let answer = if self.begun.load(Ordering::Relaxed) {
+            upstream.blob_again(name, &self.digest, range).await
+        } else {
+            upstream.blob(name, &self.digest, range).await
+        };
         let answer = answer.map_err(source_error)?;
+        self.begun.store(true, Ordering::Relaxed);
         Ok(Opened {
             range: answer.range,
             total: answer.total,
@@ -89,6 +96,9 @@ pub(super) fn source_error(error: UpstreamError) -> SourceError {
             SourceErrorKind::NoRanges
         }
         UpstreamErrorKind::Unavailable(_)
+        | UpstreamErrorKind::Overloaded { .. }
+        | UpstreamErrorKind::Down { .. }
+        | UpstreamErrorKind::Busy { .. }
         | UpstreamErrorKind::TimedOut(_)
         | UpstreamErrorKind::HostRefused(_)
         | UpstreamErrorKind::NoWayOut(_) => SourceErrorKind::Broken,

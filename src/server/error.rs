@@ -232,6 +232,14 @@ fn upstream(error: &UpstreamError) -> ApiError {
             ApiError::new(Status::TOO_MANY_REQUESTS, Code::TooManyRequests, text)
                 .retry_after(retry_after.unwrap_or(RETRY_AFTER))
         }
+        UpstreamErrorKind::Overloaded { retry_after, .. }
+        | UpstreamErrorKind::Down { retry_after, .. } => {
+            ApiError::new(Status::BAD_GATEWAY, Code::Unavailable, text).retry_after(*retry_after)
+        }
+        UpstreamErrorKind::Busy { retry_after } => {
+            ApiError::new(Status::SERVICE_UNAVAILABLE, Code::Unavailable, text)
+                .retry_after(*retry_after)
+        }
         UpstreamErrorKind::TimedOut(_) => {
             ApiError::new(Status::GATEWAY_TIMEOUT, Code::Unavailable, text)
         }

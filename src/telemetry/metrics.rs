@@ -48,6 +48,22 @@ pub struct Metrics {
     pub upstream_requests: Family<UpstreamLabels, Counter>,
     /// Body bytes received from upstreams.
     pub upstream_received: Family<RegistryLabels, Counter>,
+    /// Requests that failed and were to be sent again, by whether they were.
+    pub upstream_retries: Family<RetryLabels, Counter>,
+    /// Requests sent to another endpoint than the first.
+    pub upstream_failovers: Family<RegistryLabels, Counter>,
+    /// Times that an endpoint failed and was passed over from then on.
+    pub upstream_endpoint_breaks: Family<RegistryLabels, Counter>,
+    /// Endpoints that are passed over.
+    pub upstream_endpoints_open: Family<RegistryLabels, Gauge>,
+    /// Requests that did not go out, by why not.
+    pub upstream_held: Family<HeldLabels, Counter>,
+    /// How many requests an upstream allows, where it says so (`ratelimit-limit`).
+    pub upstream_ratelimit_limit: Family<RegistryLabels, Gauge>,
+    /// How many of them are left.
+    pub upstream_ratelimit_remaining: Family<RegistryLabels, Gauge>,
+    /// Tags and lists served stale, by why.
+    pub stale: Family<StaleLabels, Counter>,
     /// Fills that ended, by how.
     pub fills: Family<FillLabels, Counter>,
     /// Fills that are running.
@@ -176,6 +192,54 @@ pub enum UpstreamOutcome {
     Unavailable,
     TimedOut,
     Invalid,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RetryLabels {
+    pub registry: String,
+    pub result: RetryResult,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum RetryResult {
+    Sent,
+    /// Too many of the last requests had been sent again already.
+    OverBudget,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HeldLabels {
+    pub registry: String,
+    pub reason: Held,
+}
+
+/// Why a request did not go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Held {
+    /// The upstream wants to be left alone for a while.
+    RateLimited,
+    /// Every endpoint is passed over.
+    Down,
+    /// Too many are under way.
+    Busy,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StaleLabels {
+    pub reason: Stale,
+}
+
+/// Why something too old was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Stale {
+    /// The upstream limits our rate.
+    RateLimited,
+    /// Little is left of its rate limit.
+    Spared,
+    /// It failed a moment ago, and was not asked.
+    Down,
+    /// It was asked, and failed.
+    Failed,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -351,6 +415,7 @@ impl Metrics {
             Unit::Bytes,
             self.upstream_received.clone(),
         );
+        self.register_manners(r);
         r.register("fills", "Fills that ended", self.fills.clone());
         r.register("fills_running", "Running fills", self.fills_running.clone());
         r.register(
@@ -394,6 +459,46 @@ impl Metrics {
             "Targets of pulls no longer on record",
             self.pulls_forgotten.clone(),
         );
+    }
+
+    /// How upstreams fare and how they are treated.
+    fn register_manners(&self, r: &mut Registry) {
+        r.register(
+            "upstream_retries",
+            "Failed upstream requests to be sent again",
+            self.upstream_retries.clone(),
+        );
+        r.register(
+            "upstream_failovers",
+            "Requests sent to another endpoint than the first",
+            self.upstream_failovers.clone(),
+        );
+        r.register(
+            "upstream_endpoint_breaks",
+            "Endpoints that failed and were passed over from then on",
+            self.upstream_endpoint_breaks.clone(),
+        );
+        r.register(
+            "upstream_endpoints_open",
+            "Endpoints that are passed over",
+            self.upstream_endpoints_open.clone(),
+        );
+        r.register(
+            "upstream_held",
+            "Upstream requests that did not go out",
+            self.upstream_held.clone(),
+        );
+        r.register(
+            "upstream_ratelimit_limit",
+            "Requests that an upstream allows",
+            self.upstream_ratelimit_limit.clone(),
+        );
+        r.register(
+            "upstream_ratelimit_remaining",
+            "Requests that are left of what an upstream allows",
+            self.upstream_ratelimit_remaining.clone(),
+        );
+        r.register("stale", "Tags and lists served stale", self.stale.clone());
     }
 
     /// What replicas do for each other.

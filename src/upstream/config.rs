@@ -78,6 +78,9 @@ pub struct Config {
     pub share_with: Option<ShareWith>,
     /// Refused until it is enforced: a list that nobody checks would look like protection.
     pub grants: Option<serde::de::IgnoredAny>,
+    /// While fewer requests than this are left of the upstream's rate limit, as it says itself
+    /// (`ratelimit-remaining`), tags are served stale instead of being revalidated.
+    pub ratelimit_floor: u64,
     /// PEM files with certificates to trust beside the system's and `[egress]`'s.
     pub ca_files: Vec<PathBuf>,
     /// Allows `http://` for the hosts of this upstream; credentials then go to loopback only.

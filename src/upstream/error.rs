@@ -34,6 +34,16 @@ pub enum UpstreamErrorKind {
     /// Refused, reset, DNS, TLS, 5xx: the class and the host.
     #[error("{0}")]
     Unavailable(String),
+    /// 5xx with the wish to be left alone for a while, at most 15 minutes.
+    #[error("{text}")]
+    Overloaded { text: String, retry_after: Duration },
+    /// Every endpoint has failed a moment ago, so none was asked: since when, why, and how long
+    /// until one is.
+    #[error("{text}")]
+    Down { text: String, retry_after: Duration },
+    /// Too many requests to it are under way from here.
+    #[error("too many requests to it are under way")]
+    Busy { retry_after: Duration },
     /// One of `[limits]` ran out.
     #[error("{0}")]
     TimedOut(String),
@@ -68,8 +78,18 @@ impl UpstreamErrorKind {
     pub(super) fn is_transient(&self) -> bool {
         matches!(
             self,
-            UpstreamErrorKind::Unavailable(_) | UpstreamErrorKind::TimedOut(_)
+            UpstreamErrorKind::Unavailable(_)
+                | UpstreamErrorKind::Overloaded { .. }
+                | UpstreamErrorKind::TimedOut(_)
         )
+    }
+
+    /// How long an endpoint that fails like this wants to be left alone.
+    pub(super) fn rest(&self) -> Option<Duration> {
+        match self {
+            UpstreamErrorKind::Overloaded { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
     }
 
     /// How this counts in the metrics.
@@ -78,9 +98,11 @@ impl UpstreamErrorKind {
             UpstreamErrorKind::Refused => UpstreamOutcome::Refused,
             UpstreamErrorKind::NotFound => UpstreamOutcome::NotFound,
             UpstreamErrorKind::RateLimited { .. } => UpstreamOutcome::RateLimited,
-            UpstreamErrorKind::Unavailable(_) | UpstreamErrorKind::NoWayOut(_) => {
-                UpstreamOutcome::Unavailable
-            }
+            UpstreamErrorKind::Unavailable(_)
+            | UpstreamErrorKind::NoWayOut(_)
+            | UpstreamErrorKind::Overloaded { .. }
+            | UpstreamErrorKind::Down { .. }
+            | UpstreamErrorKind::Busy { .. } => UpstreamOutcome::Unavailable,
             UpstreamErrorKind::TimedOut(_) => UpstreamOutcome::TimedOut,
             UpstreamErrorKind::RangeNotSatisfiable
             | UpstreamErrorKind::Invalid(_)

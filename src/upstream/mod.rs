@@ -3,8 +3,9 @@
 //! [`Upstreams`] is the closed world of registries that are served; [`Upstream`] is one of them
 //! with its calls. A call goes through the files in this order:
 //!
-//! - `retry`: up to three tries, all inside `limits.answer`;
-//! - `ask`: the endpoints in order, and one answer to a challenge (`auth`);
+//! - `retry`: up to three tries within a budget, all inside `limits.answer`;
+//! - `ask`: when the upstream wants to be asked (`pace`), the endpoints in order that are not known
+//!   to be down (`health`), and one answer to a challenge (`auth`);
 //! - `request`: one request and its redirects, each target judged by `egress` before it is used;
 //! - `http`: the clients, whose resolver screens addresses; `proxy`: their way out;
 //! - `blob`, `tags`: what the answer must look like.
@@ -22,9 +23,12 @@ mod config;
 mod credentials;
 mod egress;
 pub mod error;
+mod health;
 mod hosts;
 mod http;
 pub mod known;
+mod meter;
+mod pace;
 mod peer;
 mod proxy;
 mod referrers;
@@ -43,6 +47,7 @@ use ::http::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, RANGE, WARNING};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use url::Url;
 
 use crate::oci::range::parse_content_range;
@@ -50,8 +55,10 @@ use crate::oci::{Digest, Reference, Registry, RepositoryName};
 use crate::telemetry::metrics::UpstreamRequest;
 
 use auth::Auth;
+use health::Health;
+use pace::Pace;
 use request::{Answer, Call, Transport};
-use retry::retrying;
+use retry::Retries;
 
 pub use blob::{BlobBody, BlobResponse};
 pub use config::{Config, Egress, Limits, NoProxy};
@@ -75,6 +82,9 @@ pub struct Upstream {
     registry: Registry,
     transport: Transport,
     auth: Auth,
+    health: Health,
+    pace: Pace,
+    retries: Retries,
     /// Where the bytes of a blob were found by redirect: asked directly until it fails.
     found: moka::sync::Cache<(RepositoryName, Digest), Url>,
     bodies: Arc<Semaphore>,
@@ -115,8 +125,8 @@ impl Upstream {
         accept: &[String],
     ) -> Result<FetchedManifest, UpstreamError> {
         let call = manifest_call(Method::GET, name, reference, accept);
-        self.bounded(call.kind, retrying(|| self.try_manifest(name, &call)))
-            .await
+        let work = self.retries.run(|| self.try_manifest(name, &call));
+        self.in_turn(call.kind, work).await
     }
 
     async fn try_manifest(
@@ -150,8 +160,8 @@ impl Upstream {
             method: Method::GET,
             ..head.clone()
         };
-        self.bounded(head.kind, retrying(|| self.try_probe(name, &head, &get)))
-            .await
+        let work = self.retries.run(|| self.try_probe(name, &head, &get));
+        self.in_turn(head.kind, work).await
     }
 
     /// What the upstream says of a blob without sending it: HEAD, and where HEAD is refused a GET
@@ -163,8 +173,8 @@ impl Upstream {
     ) -> Result<Probe, UpstreamError> {
         let head = blob_call(Method::HEAD, name, digest, None);
         let get = blob_call(Method::GET, name, digest, Some(&(0..1)));
-        self.bounded(head.kind, retrying(|| self.try_probe(name, &head, &get)))
-            .await
+        let work = self.retries.run(|| self.try_probe(name, &head, &get));
+        self.in_turn(head.kind, work).await
     }
 
     async fn try_probe(
@@ -209,11 +219,37 @@ impl Upstream {
         digest: &Digest,
         range: Option<Range<u64>>,
     ) -> Result<BlobResponse, UpstreamError> {
-        let call = blob_call(Method::GET, name, digest, range.as_ref());
+        self.any_blob(name, digest, range, false).await
+    }
+
+    /// The same for a download that this upstream has answered before: a rate limit that others ran
+    /// into does not stop it, and where every endpoint has failed it waits a few seconds for one to
+    /// come back.
+    pub async fn blob_again(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+        range: Option<Range<u64>>,
+    ) -> Result<BlobResponse, UpstreamError> {
+        self.any_blob(name, digest, range, true).await
+    }
+
+    async fn any_blob(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+        range: Option<Range<u64>>,
+        resumes: bool,
+    ) -> Result<BlobResponse, UpstreamError> {
+        let call = Call {
+            resumes,
+            ..blob_call(Method::GET, name, digest, range.as_ref())
+        };
         let key = (name.clone(), *digest);
         let work = async {
             if let Some(url) = self.found.get(&key) {
-                let answer = Box::pin(self.transport.follow(&call, url, None)).await;
+                let left_origin = &mut false;
+                let answer = Box::pin(self.transport.follow(&call, url, None, left_origin)).await;
                 self.count(&call, &answer);
                 match answer.and_then(|answer| self.judge_blob(answer, range.as_ref())) {
                     Ok(response) => return Ok(response),
@@ -221,9 +257,11 @@ impl Upstream {
                 }
                 self.found.invalidate(&key);
             }
-            retrying(|| self.try_blob(&key, &call, range.as_ref())).await
+            let attempt = || self.try_blob(&key, &call, range.as_ref());
+            self.retries.run(attempt).await
         };
-        self.bounded(call.kind, work).await
+        let deadline = Instant::now() + self.transport.limits.answer;
+        self.bounded(call.kind, deadline, work).await
     }
 
     async fn try_blob(
@@ -248,6 +286,19 @@ impl Upstream {
     ) -> Result<BlobResponse, UpstreamErrorKind> {
         let limit = self.transport.limits.blob_size;
         BlobResponse::judge(answer, range, self.registry.as_str(), limit)
+    }
+
+    /// The rate limit that is in force: whatever is new would be refused with this, unasked.
+    #[must_use]
+    pub fn limit(&self) -> Option<UpstreamError> {
+        Some(self.error(self.pace.limit()?))
+    }
+
+    /// Whether what is left of the upstream's rate limit is below `ratelimit_floor`: then only what
+    /// is not cached is worth a request. False for one request every 15 minutes all the same.
+    #[must_use]
+    pub fn must_spare(&self) -> bool {
+        self.pace.must_spare()
     }
 
     /// A permit to have one more body in flight; waits for it. For the first fetcher of a fill.
@@ -285,6 +336,7 @@ fn manifest_call(
         method,
         path: format!("/v2/{name}/manifests/{reference}"),
         headers: header(ACCEPT, accept.join(", ")),
+        resumes: false,
     }
 }
 
@@ -305,6 +357,7 @@ fn blob_call(
             ),
             None => HeaderMap::new(),
         },
+        resumes: false,
     }
 }
 

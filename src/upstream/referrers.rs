@@ -7,7 +7,6 @@ use ::http::header::ACCEPT;
 use bytes::Bytes;
 
 use super::request::Call;
-use super::retry::retrying;
 use super::tags::next_query;
 use super::{Upstream, UpstreamError, UpstreamErrorKind, header};
 use crate::oci::{Digest, RepositoryName};
@@ -26,7 +25,7 @@ impl Upstream {
         name: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<Vec<Bytes>>, UpstreamError> {
-        self.bounded(UpstreamRequest::Referrers, self.all_referrers(name, digest))
+        self.in_turn(UpstreamRequest::Referrers, self.all_referrers(name, digest))
             .await
     }
 
@@ -45,8 +44,12 @@ impl Upstream {
                 method: Method::GET,
                 path: format!("/v2/{name}/referrers/{digest}{query}"),
                 headers: header(ACCEPT, "application/vnd.oci.image.index.v1+json"),
+                resumes: false,
             };
-            let page = retrying(|| self.try_referrers(name, &call, left)).await?;
+            let page = self
+                .retries
+                .run(|| self.try_referrers(name, &call, left))
+                .await?;
             let Some((next, body)) = page else {
                 if pages.is_empty() {
                     return Ok(None);

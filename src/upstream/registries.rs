@@ -13,11 +13,14 @@ use super::credentials::{Credential, ShareWith};
 use super::egress::{
     HostPattern, Hosts, InvalidHost, gives_identities, is_private_channel, literal,
 };
+use super::health::Health;
 use super::hosts::lists;
 use super::http::{Clients, Factory, way_out};
 use super::known::{Known, REGISTRIES};
+use super::pace::Pace;
 use super::proxy::Way;
 use super::request::{Meter, Transport};
+use super::retry::Retries;
 use super::{BODIES, Upstream};
 use crate::oci::{InvalidName, Registry};
 use crate::telemetry::{Metrics, SafeUrl};
@@ -66,6 +69,7 @@ struct Blueprint {
     credential: Option<Credential>,
     clients: Arc<Clients>,
     limits: Limits,
+    ratelimit_floor: u64,
     metrics: Arc<Metrics>,
 }
 
@@ -266,6 +270,7 @@ impl Blueprint {
             credential,
             clients,
             limits: factory.limits().clone(),
+            ratelimit_floor: config.ratelimit_floor,
             metrics: Arc::clone(metrics),
         })
     }
@@ -284,13 +289,17 @@ impl Blueprint {
             redirect: self.redirect.clone(),
             insecure: self.insecure,
         };
+        let meter = Meter::new(Arc::clone(&self.metrics), self.key.clone());
         Upstream {
             registry: registry.clone(),
+            health: Health::new(&hosts.endpoints, meter.clone()),
+            pace: Pace::new(registry.to_string(), self.ratelimit_floor, meter.clone()),
+            retries: Retries::new(registry.to_string(), meter.clone()),
             transport: Transport {
                 clients: Arc::clone(&self.clients),
                 hosts,
                 limits: self.limits.clone(),
-                meter: Meter::new(Arc::clone(&self.metrics), self.key.clone()),
+                meter,
             },
             auth: Auth::new(self.credential.clone()),
             found: moka::sync::Cache::builder()

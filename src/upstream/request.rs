@@ -37,6 +37,8 @@ pub(super) struct Call {
     /// Path and query, beginning with `/`.
     pub(super) path: String,
     pub(super) headers: HeaderMap,
+    /// It goes on with a download that the upstream has answered before.
+    pub(super) resumes: bool,
 }
 
 /// How one upstream is talked to, without knowing what about.
@@ -51,8 +53,8 @@ pub(super) struct Transport {
 /// The counters of one upstream.
 #[derive(Clone, Debug)]
 pub(super) struct Meter {
-    metrics: Arc<Metrics>,
-    registry: String,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) registry: String,
     received: Counter,
 }
 
@@ -72,14 +74,16 @@ pub(super) struct Answer {
 
 impl Transport {
     /// Sends `call` to `url` and follows redirects. `authorization` ends with the origin of `url`
-    /// and does not come back, even if a later redirect does.
+    /// and does not come back, even if a later redirect does; `left_origin` tells whether it ended,
+    /// for failures too.
     pub(super) async fn follow(
         &self,
         call: &Call,
         mut url: Url,
         mut authorization: Option<HeaderValue>,
+        left_origin: &mut bool,
     ) -> Result<Answer, UpstreamErrorKind> {
-        let mut left_origin = false;
+        *left_origin = false;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = reqwest::Request::new(call.method.clone(), url.clone());
             request.headers_mut().clone_from(&call.headers);
@@ -89,7 +93,7 @@ impl Transport {
                     .insert(AUTHORIZATION, authorization.clone());
             }
             let mut answer = self.send(call.kind, request).await?;
-            answer.left_origin = left_origin;
+            answer.left_origin = *left_origin;
             let Some(next) = answer.redirect(&url)? else {
                 return Ok(answer);
             };
@@ -97,7 +101,7 @@ impl Transport {
             answer.drain().await;
             if next.origin() != url.origin() {
                 authorization = None;
-                left_origin = true;
+                *left_origin = true;
             }
             url = next;
         }
@@ -322,7 +326,10 @@ impl Answer {
             StatusCode::NOT_FOUND => UpstreamErrorKind::NotFound,
             StatusCode::RANGE_NOT_SATISFIABLE => UpstreamErrorKind::RangeNotSatisfiable,
             StatusCode::TOO_MANY_REQUESTS => UpstreamErrorKind::RateLimited { retry_after },
-            status if is_outage(status) => UpstreamErrorKind::Unavailable(text),
+            status if is_outage(status) => match retry_after {
+                Some(retry_after) => UpstreamErrorKind::Overloaded { text, retry_after },
+                None => UpstreamErrorKind::Unavailable(text),
+            },
             _ => UpstreamErrorKind::Invalid(text),
         }
     }

@@ -9,7 +9,6 @@ use serde::Deserialize;
 use url::Url;
 
 use super::request::{Answer, Call};
-use super::retry::retrying;
 use super::{Upstream, UpstreamError, UpstreamErrorKind};
 use crate::oci::{RepositoryName, Tag};
 use crate::telemetry::metrics::UpstreamRequest;
@@ -34,7 +33,7 @@ impl Upstream {
     /// The tags of a repository: at most 100 pages of 4 MiB, and 100,000 tags. What is no tag by
     /// the specification's grammar is left out.
     pub async fn tags(&self, name: &RepositoryName) -> Result<TagList, UpstreamError> {
-        self.bounded(UpstreamRequest::Tags, self.all_tags(name))
+        self.in_turn(UpstreamRequest::Tags, self.all_tags(name))
             .await
     }
 
@@ -49,8 +48,9 @@ impl Upstream {
                 method: Method::GET,
                 path: format!("/v2/{name}/tags/list?{query}"),
                 headers: HeaderMap::new(),
+                resumes: false,
             };
-            let (next, body) = retrying(|| self.try_page(name, &call)).await?;
+            let (next, body) = self.retries.run(|| self.try_page(name, &call)).await?;
             let page: Page = serde_json::from_slice(&body)
                 .map_err(|_| UpstreamErrorKind::Invalid("sends no list of tags".into()))?;
             tags.extend(

@@ -37,6 +37,7 @@ mod keeping;
 mod ledger;
 mod links;
 mod manifests;
+mod manners;
 mod min_age;
 mod policy;
 mod pulls;

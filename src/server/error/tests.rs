@@ -201,6 +201,32 @@ fn rows() -> Vec<Row> {
             )),
         ),
         (
+            "the upstream is down, and was not asked again",
+            "see whether the registry is up and the egress open; the next try is as the text says",
+            from_upstream(UpstreamErrorKind::Down {
+                text:
+                    "down since 2026-11-22T09:14:57Z, next try in 4 s: cannot connect to quay.io \
+                       (connection refused)"
+                        .to_owned(),
+                retry_after: Duration::from_secs(4),
+            }),
+        ),
+        (
+            "the upstream is overloaded and wants time",
+            "wait",
+            from_upstream(UpstreamErrorKind::Overloaded {
+                text: "quay.io answered 503 Service Unavailable".to_owned(),
+                retry_after: Duration::from_secs(30),
+            }),
+        ),
+        (
+            "too many requests to one upstream wait already",
+            "wait; look for why the upstream is slow",
+            from_upstream(UpstreamErrorKind::Busy {
+                retry_after: Duration::from_secs(5),
+            }),
+        ),
+        (
             "the upstream has less than it said",
             "pull again; tell the registry",
             from_upstream(UpstreamErrorKind::RangeNotSatisfiable),

@@ -67,7 +67,7 @@ async fn endpoints_are_tried_in_order_for_outages_only() {
     );
     assert_eq!(
         (down.seen().len(), backup.seen().len(), last.connections()),
-        (2, 2, 0)
+        (1, 2, 0)
     );
 }
 

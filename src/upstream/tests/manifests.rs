@@ -56,10 +56,10 @@ async fn answers_keep_their_meaning() {
         Reply::new(*script.lock().unwrap(), body)
     })
     .await;
-    let upstream = upstream(&server, "");
     let ask = async |code| {
         *status.lock().unwrap() = code;
-        kind(get(&upstream, "a").await)
+        // One that has not heard of the rate limit.
+        kind(get(&upstream(&server, ""), "a").await)
     };
     assert_eq!(ask(401).await, UpstreamErrorKind::Refused);
     assert_eq!(ask(403).await, UpstreamErrorKind::Refused);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{RecvFlags, recv};
 
 use super::PATIENCE;
+use super::client::{Client, Response};
 
 /// What one client got.
 #[derive(Clone, Debug)]
@@ -34,6 +35,31 @@ pub fn stampede(address: SocketAddr, path: &str, count: usize, expected: &[u8]) 
                     stream.set_read_timeout(Some(PATIENCE)).unwrap();
                     barrier.wait();
                     one(stream, path, compares.then_some(expected))
+                })
+            })
+            .collect();
+        clients
+            .into_iter()
+            .map(|client| client.join().unwrap())
+            .collect()
+    })
+}
+
+/// One client for each of these requests (a method and a path), all at the same moment: what each
+/// got, and how long that took.
+pub fn at_once(address: SocketAddr, requests: &[(&str, String)]) -> Vec<(Response, Duration)> {
+    let barrier = Barrier::new(requests.len());
+    thread::scope(|scope| {
+        let clients: Vec<_> = requests
+            .iter()
+            .map(|(method, path)| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    let client = Client::new(address);
+                    barrier.wait();
+                    let started = Instant::now();
+                    let response = client.send(method, path, &[]);
+                    (response, started.elapsed())
                 })
             })
             .collect();
