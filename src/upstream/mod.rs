@@ -202,7 +202,8 @@ impl Upstream {
         };
         let digest = answer.header(HeaderName::from_static("docker-content-digest"));
         Ok(Probe {
-            digest: digest.and_then(|digest| digest.parse().ok()),
+            // Some write it in capitals.
+            digest: digest.and_then(|digest| digest.to_ascii_lowercase().parse().ok()),
             content_type: answer.header(CONTENT_TYPE).map(str::to_owned),
             size,
         })
@@ -370,13 +371,24 @@ fn header(name: HeaderName, value: impl TryInto<HeaderValue>) -> HeaderMap {
 }
 
 /// Whether an answer to HEAD says more about HEAD than about what was asked. A URL that was
-/// signed for GET alone answers a HEAD with 403, but only where a redirect led.
+/// signed for GET alone answers a HEAD with 403, but only where a redirect led. What stands in
+/// front of a registry, or only looks like one, may let no HEAD through; such an answer has nothing
+/// of a registry's.
 fn refuses_head(answer: &Answer) -> bool {
     match answer.status().as_u16() {
         400 | 405 | 501 => true,
-        401 | 403 => answer.left_origin,
+        401 => answer.left_origin,
+        403 => answer.left_origin || !is_registrys(answer),
+        404 => !is_registrys(answer),
         _ => false,
     }
+}
+
+/// Whether the header of an error is one that a registry writes: JSON, or the version of the API.
+fn is_registrys(answer: &Answer) -> bool {
+    let version = HeaderName::from_static("docker-distribution-api-version");
+    let json = |value: &str| value.contains("json");
+    answer.headers().contains_key(version) || answer.header(CONTENT_TYPE).is_some_and(json)
 }
 
 /// The values of `Warning: 299` as they came.

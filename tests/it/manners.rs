@@ -315,3 +315,73 @@ fn an_upstream_that_is_down_costs_nobody_time() {
     let held = "portcullis_upstream_held_total{registry=\"registry.example\",reason=\"Down\"}";
     assert!(proxy.metric(held) > 0);
 }
+
+/// Registries that stream, redirect and forbid caches; what has a digest is cached all the same.
+#[test]
+fn an_odd_registry_is_pulled_from_once() {
+    let (upstream, cdn) = (Upstream::start(), Upstream::start());
+    let proxy = Setup::new(&upstream)
+        .upstream(&format!("redirect_hosts = [\"{}\"]", cdn.address()))
+        .section("tags", "fresh_for = \"1h\"")
+        .start();
+    let (manifest, bytes) = (Manifest::unique(), random(2 * MIB));
+    cdn.manifest("demo/app", "1", &manifest);
+    let digest = cdn.blob("demo/app", bytes.clone());
+    let (tag, blob) = (
+        at("demo/app/manifests/1"),
+        at(&format!("demo/app/blobs/{digest}")),
+    );
+    upstream.always("/demo/", Fault::Redirect(cdn.origin()));
+    let framing = crate::support::upstream::Framing::Chunked;
+    cdn.always("/demo/", Fault::Framing(framing));
+    cdn.always("/demo/", Fault::NoRanges);
+    cdn.always(
+        "/demo/",
+        Fault::Header("Cache-Control", "private, no-store".into()),
+    );
+    cdn.always(
+        "/demo/",
+        Fault::Header("Docker-Content-Digest", "sha256:0".into()),
+    );
+    let head = proxy.head(&tag).assert(200);
+    assert_eq!(
+        head.header("docker-content-digest"),
+        Some(&*manifest.digest().to_string())
+    );
+    proxy.head(&blob).assert(200);
+    proxy.get(&blob).assert_whole(&bytes);
+    proxy.wait_until_stored(&digest);
+    let before = cdn.requests().len();
+    for _ in 0..3 {
+        proxy.get(&tag).assert_whole(&manifest.bytes);
+        proxy.get(&blob).assert_whole(&bytes);
+    }
+    assert_eq!(cdn.requests().len(), before);
+    assert_eq!(cdn.hits("/blobs/"), 2, "a HEAD and a GET");
+}
+
+/// No type, or one that says nothing: the document may say it itself, but not another than the
+/// header.
+#[test]
+fn the_type_of_a_manifest_may_be_missing_and_not_wrong() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::start(&upstream);
+    let manifest = Manifest::unique();
+    upstream.manifest("demo/app", "1", &manifest);
+    let untyped = Fault::Answer(200, Vec::new(), manifest.bytes.clone());
+    upstream.once("manifests/1", untyped);
+    let answer = proxy.get(&at("demo/app/manifests/1"));
+    let answer = answer.assert_whole(&manifest.bytes);
+    assert_eq!(answer.header("content-type"), Some(&*manifest.media_type));
+    upstream.manifest("demo/app", "2", &manifest);
+    upstream.always(
+        "manifests/2",
+        Fault::Header("Content-Type", "text/plain".into()),
+    );
+    let answer = proxy.get(&at("demo/app/manifests/2"));
+    let answer = answer.assert_error(502, "UNAVAILABLE");
+    assert!(
+        answer.reason.contains("it came as text/plain"),
+        "{answer:?}"
+    );
+}

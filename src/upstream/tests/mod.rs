@@ -12,6 +12,7 @@ mod limits;
 mod manifests;
 mod peer;
 mod proxy;
+mod quirks;
 mod redirects;
 mod server;
 mod tags;

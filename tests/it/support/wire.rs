@@ -97,6 +97,7 @@ fn answer(
         describe(request, script, document, &mut status, &mut headers)
     } else {
         status = 404;
+        headers.push(("Content-Type", "application/json".to_owned()));
         (&b"{}"[..], 0..2)
     };
     let framing = script.faults.iter().find_map(|fault| match fault {
