@@ -83,12 +83,15 @@ impl CacheError {
     pub(super) fn leaves_stale(&self) -> bool {
         match self {
             CacheError::Upstream(error) => match error.kind {
-                UpstreamErrorKind::Refused | UpstreamErrorKind::NotFound => false,
+                UpstreamErrorKind::Refused
+                | UpstreamErrorKind::LoginRefused(_)
+                | UpstreamErrorKind::NotFound => false,
                 UpstreamErrorKind::RateLimited { .. }
                 | UpstreamErrorKind::Unavailable(_)
                 | UpstreamErrorKind::Overloaded { .. }
                 | UpstreamErrorKind::Down { .. }
                 | UpstreamErrorKind::Busy { .. }
+                | UpstreamErrorKind::LoginUnavailable(_)
                 | UpstreamErrorKind::TimedOut(_)
                 | UpstreamErrorKind::RangeNotSatisfiable
                 | UpstreamErrorKind::Invalid(_)

@@ -66,6 +66,8 @@ impl Recent {
             | UpstreamErrorKind::Down { .. }
             | UpstreamErrorKind::Busy { .. }
             | UpstreamErrorKind::Refused
+            | UpstreamErrorKind::LoginRefused(_)
+            | UpstreamErrorKind::LoginUnavailable(_)
             | UpstreamErrorKind::NotFound
             | UpstreamErrorKind::RangeNotSatisfiable
             | UpstreamErrorKind::Invalid(_)

@@ -89,7 +89,9 @@ pub(super) fn body_stream(body: BlobBody) -> BoxStream<'static, Result<Bytes, So
 
 pub(super) fn source_error(error: UpstreamError) -> SourceError {
     let kind = match &error.kind {
-        UpstreamErrorKind::Refused | UpstreamErrorKind::NotFound => SourceErrorKind::Gone,
+        UpstreamErrorKind::Refused
+        | UpstreamErrorKind::LoginRefused(_)
+        | UpstreamErrorKind::NotFound => SourceErrorKind::Gone,
         UpstreamErrorKind::RateLimited { .. } => SourceErrorKind::Throttled,
         // An empty blob has no range; an upstream that lies about ranges may still send the whole.
         UpstreamErrorKind::RangeNotSatisfiable | UpstreamErrorKind::Invalid(_) => {
@@ -99,6 +101,7 @@ pub(super) fn source_error(error: UpstreamError) -> SourceError {
         | UpstreamErrorKind::Overloaded { .. }
         | UpstreamErrorKind::Down { .. }
         | UpstreamErrorKind::Busy { .. }
+        | UpstreamErrorKind::LoginUnavailable(_)
         | UpstreamErrorKind::TimedOut(_)
         | UpstreamErrorKind::HostRefused(_)
         | UpstreamErrorKind::NoWayOut(_) => SourceErrorKind::Broken,

@@ -76,6 +76,8 @@ struct Hosts {
     auth: Vec<String>,
     /// For manifests and blobs that live elsewhere.
     redirect: Vec<String>,
+    /// For who we are, where a cloud says it.
+    identity: Vec<String>,
 }
 
 // === impl Explain ===
@@ -220,6 +222,7 @@ impl Explanation {
                     .redirect
                     .iter()
                     .for_each(|host| row("redirects", host));
+                hosts.identity.iter().for_each(|host| row("identity", host));
             }
             _ if self.effect == Effect::Deny => {
                 row("upstream", "none: what is refused is not asked for");
@@ -247,11 +250,13 @@ impl From<HostLists> for Hosts {
             endpoints,
             auth_hosts,
             redirect_hosts,
+            identity_hosts,
         } = lists;
         Hosts {
             endpoints,
             auth: auth_hosts,
             redirect: redirect_hosts,
+            identity: identity_hosts,
         }
     }
 }

@@ -86,7 +86,12 @@ fn the_example_shows_the_defaults_and_every_key() {
         keys.retain(|key| *key != "grants");
         assert!(!keys.is_empty(), "{error}");
         for key in keys {
-            let shown = [format!("\n{key} = "), format!("[{key}"), format!(".{key}]")];
+            let shown = [
+                format!("\n{key} = "),
+                format!("[{key}"),
+                format!(".{key}]"),
+                format!(".{key}."),
+            ];
             assert!(
                 shown.iter().any(|shown| text.contains(shown)),
                 "{section} {key} is not in the example"

@@ -222,7 +222,9 @@ fn upstream(error: &UpstreamError) -> ApiError {
     let text = error.to_string();
     match &error.kind {
         // Whoever passes a 401 on makes nodes send their secrets.
-        UpstreamErrorKind::Refused => ApiError::new(Status::FORBIDDEN, Code::Denied, text),
+        UpstreamErrorKind::Refused | UpstreamErrorKind::LoginRefused(_) => {
+            ApiError::new(Status::FORBIDDEN, Code::Denied, text)
+        }
         UpstreamErrorKind::NotFound => ApiError::new(Status::NOT_FOUND, Code::NameUnknown, text),
         UpstreamErrorKind::RateLimited { retry_after } => {
             let text = format!(
@@ -244,6 +246,7 @@ fn upstream(error: &UpstreamError) -> ApiError {
             ApiError::new(Status::GATEWAY_TIMEOUT, Code::Unavailable, text)
         }
         UpstreamErrorKind::Unavailable(_)
+        | UpstreamErrorKind::LoginUnavailable(_)
         | UpstreamErrorKind::RangeNotSatisfiable
         | UpstreamErrorKind::Invalid(_)
         | UpstreamErrorKind::HostRefused(_)

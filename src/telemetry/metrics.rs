@@ -181,6 +181,8 @@ pub enum UpstreamRequest {
     Tags,
     Referrers,
     Token,
+    /// Who we are, asked of a cloud.
+    Identity,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]

@@ -67,8 +67,13 @@ impl SecretSource {
                 (Zeroizing::new(text), place)
             }
         };
+        SecretSource::trim(&text).map_err(|error| format!("{place} {error}"))
+    }
+
+    /// The secret in the text of a file: without the newline at its end.
+    pub fn trim(text: &str) -> Result<Secret<String>, String> {
         match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(format!("{place} is empty")),
+            "" => Err("is empty".into()),
             secret => Ok(Secret::new(secret.to_owned())),
         }
     }

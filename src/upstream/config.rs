@@ -1,5 +1,6 @@
 //! The parts of the configuration that say how upstreams are reached.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 
-use super::credentials::ShareWith;
+use super::credentials::{CredentialSource, LoginConfig, ShareWith};
 use super::egress::HostPattern;
 use super::proxy::{ProxyUrl, Way};
 use crate::telemetry::SecretSource;
@@ -74,6 +75,10 @@ pub struct Config {
     pub allow_addresses: Vec<IpNet>,
     pub username: Option<String>,
     pub password: Option<SecretSource>,
+    /// Where a login comes from, in place of user name and password.
+    pub credential: Option<CredentialSource>,
+    /// Logins for parts of the registry, by the beginning of their repositories' names.
+    pub logins: BTreeMap<String, LoginConfig>,
     /// Must be said of every login: who sees what it may see.
     pub share_with: Option<ShareWith>,
     /// Refused until it is enforced: a list that nobody checks would look like protection.
@@ -104,6 +109,16 @@ impl Egress {
     pub fn check(&self) -> Vec<(&'static str, String)> {
         let way = Way::new(self, |name| std::env::var(name).ok());
         way.err().unwrap_or_default()
+    }
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Whether anything in here is a login.
+    pub(super) fn has_login(&self) -> bool {
+        let own = self.username.is_some() || self.password.is_some() || self.credential.is_some();
+        own || !self.logins.is_empty()
     }
 }
 

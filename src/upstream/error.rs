@@ -25,6 +25,12 @@ pub enum UpstreamErrorKind {
     /// 401 or 403 after the token flow.
     #[error("does not exist or needs credentials this proxy lacks")]
     Refused,
+    /// Our login was refused where it is exchanged for something else: names the step and the way out.
+    #[error("{0}")]
+    LoginRefused(String),
+    /// There should be a login, and it cannot be had: names where it should come from.
+    #[error("{0}")]
+    LoginUnavailable(String),
     /// 404.
     #[error("not found")]
     NotFound,
@@ -92,14 +98,29 @@ impl UpstreamErrorKind {
         }
     }
 
+    /// The same with the step of a login at which it happened.
+    pub(super) fn at(self, step: &str) -> Self {
+        let text = |text: String| format!("{step}: {text}");
+        match self {
+            UpstreamErrorKind::Unavailable(said) => UpstreamErrorKind::Unavailable(text(said)),
+            UpstreamErrorKind::TimedOut(said) => UpstreamErrorKind::TimedOut(text(said)),
+            UpstreamErrorKind::Invalid(said) => UpstreamErrorKind::Invalid(text(said)),
+            UpstreamErrorKind::HostRefused(said) => UpstreamErrorKind::HostRefused(text(said)),
+            other => other,
+        }
+    }
+
     /// How this counts in the metrics.
     pub(super) fn outcome(&self) -> UpstreamOutcome {
         match self {
-            UpstreamErrorKind::Refused => UpstreamOutcome::Refused,
+            UpstreamErrorKind::Refused | UpstreamErrorKind::LoginRefused(_) => {
+                UpstreamOutcome::Refused
+            }
             UpstreamErrorKind::NotFound => UpstreamOutcome::NotFound,
             UpstreamErrorKind::RateLimited { .. } => UpstreamOutcome::RateLimited,
             UpstreamErrorKind::Unavailable(_)
             | UpstreamErrorKind::NoWayOut(_)
+            | UpstreamErrorKind::LoginUnavailable(_)
             | UpstreamErrorKind::Overloaded { .. }
             | UpstreamErrorKind::Down { .. }
             | UpstreamErrorKind::Busy { .. } => UpstreamOutcome::Unavailable,

@@ -197,6 +197,31 @@ impl<'a> Factory<'a> {
     }
 }
 
+/// The clients for the identity service of the machine, which is dialled by its address: they look up
+/// no name and know no proxy.
+pub(super) fn identity_clients(limits: &Limits) -> Result<Arc<Clients>, String> {
+    let guard = AddressGuard {
+        allowed: Vec::new(),
+        public: false,
+    };
+    #[expect(clippy::disallowed_methods, reason = "this is that one place")]
+    let client = Client::builder()
+        .user_agent(USER_AGENT)
+        .dns_resolver(Arc::new(guard))
+        .connect_timeout(limits.connect)
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .referer(false)
+        .no_proxy()
+        .http1_only()
+        .build();
+    let client = client.map_err(|error| format!("no HTTP client can be made: {error}"))?;
+    Ok(Arc::new(Clients {
+        general: client.clone(),
+        blobs: client,
+    }))
+}
+
 fn read_all_certificates(paths: &[PathBuf]) -> Result<Vec<Certificate>, String> {
     let mut certificates = Vec::new();
     for path in paths {

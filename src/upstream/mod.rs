@@ -5,7 +5,7 @@
 //!
 //! - `retry`: up to three tries within a budget, all inside `limits.answer`;
 //! - `ask`: when the upstream wants to be asked (`pace`), the endpoints in order that are not known
-//!   to be down (`health`), and one answer to a challenge (`auth`);
+//!   to be down (`health`), and one answer to a challenge (`auth`, with a login from `credentials`);
 //! - `request`: one request and its redirects, each target judged by `egress` before it is used;
 //! - `http`: the clients, whose resolver screens addresses; `proxy`: their way out;
 //! - `blob`, `tags`: what the answer must look like.
@@ -62,7 +62,7 @@ use retry::Retries;
 
 pub use blob::{BlobBody, BlobResponse};
 pub use config::{Config, Egress, Limits, NoProxy};
-pub use credentials::ShareWith;
+pub use credentials::{CredentialSource, LoginConfig, ShareWith};
 pub use egress::{HostPattern, InvalidHost};
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use hosts::{HostBook, Listed};

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::auth::Auth;
 use super::config::{Config, Egress, Limits};
-use super::credentials::{Credential, ShareWith};
+use super::credentials::{Logins, ShareWith};
 use super::egress::{
     HostPattern, Hosts, InvalidHost, gives_identities, is_private_channel, literal,
 };
@@ -55,6 +55,8 @@ pub struct HostLists {
     pub endpoints: Vec<String>,
     pub auth_hosts: Vec<String>,
     pub redirect_hosts: Vec<String>,
+    /// Where a cloud says who we are: dialled for nothing else.
+    pub identity_hosts: Vec<String>,
 }
 
 /// An entry made ready: all that an [`Upstream`] needs but its name.
@@ -66,7 +68,7 @@ struct Blueprint {
     auth: Vec<HostPattern>,
     redirect: Vec<HostPattern>,
     insecure: bool,
-    credential: Option<Credential>,
+    logins: Arc<Logins>,
     clients: Arc<Clients>,
     limits: Limits,
     ratelimit_floor: u64,
@@ -199,6 +201,7 @@ impl Upstreams {
                 .collect(),
             auth_hosts: texts(&hosts.auth),
             redirect_hosts: texts(&hosts.redirect),
+            identity_hosts: upstream.auth.identity_hosts(),
         })
     }
 }
@@ -253,11 +256,16 @@ impl Blueprint {
         if !factory.is_direct(config) {
             wrong.extend(check_proxied(key, config, factory.proxy_filters()));
         }
-        let credential = credential(config).map_err(|problem| wrong.push(problem));
+        let logins = if key.starts_with('*') {
+            // Refused by `check` where there are any.
+            Ok(Logins::default())
+        } else {
+            Logins::new(key, config, factory, metrics).map_err(|problems| wrong.extend(problems))
+        };
         let clients = factory
             .clients(config)
             .map_err(|problem| wrong.push(problem));
-        let (Ok(credential), Ok(clients), true) = (credential, clients, wrong.is_empty()) else {
+        let (Ok(logins), Ok(clients), true) = (logins, clients, wrong.is_empty()) else {
             return Err(wrong);
         };
         let (endpoints, auth, redirect) = lists(key, row, config);
@@ -267,7 +275,7 @@ impl Blueprint {
             auth,
             redirect,
             insecure: config.insecure,
-            credential,
+            logins: Arc::new(logins),
             clients,
             limits: factory.limits().clone(),
             ratelimit_floor: config.ratelimit_floor,
@@ -301,7 +309,7 @@ impl Blueprint {
                 limits: self.limits.clone(),
                 meter,
             },
-            auth: Auth::new(self.credential.clone()),
+            auth: Auth::new(Arc::clone(&self.logins)),
             found: moka::sync::Cache::builder()
                 .max_capacity(FOUND)
                 .time_to_live(FOUND_FOR)
@@ -314,7 +322,7 @@ impl Blueprint {
 /// What is wrong with an entry, as far as it shows without reading anything.
 fn check(key: &str, config: &Config) -> Vec<String> {
     let mut wrong = Vec::new();
-    let has_login = config.username.is_some() || config.password.is_some();
+    let has_login = config.has_login();
     if key.starts_with('*') && !config.endpoints.is_empty() {
         wrong.push("endpoints belong to one registry, not to a wildcard".into());
     }
@@ -385,7 +393,7 @@ fn check_proxied(key: &str, config: &Config, filters: bool) -> Vec<String> {
                 .into(),
         );
     }
-    if (config.username.is_some() || config.password.is_some()) && config.insecure {
+    if config.has_login() && config.insecure {
         wrong.push(
             "has a login and insecure = true, and the egress proxy could read it: use https, or \
              say proxy = \"none\" here"
@@ -393,19 +401,4 @@ fn check_proxied(key: &str, config: &Config, filters: bool) -> Vec<String> {
         );
     }
     wrong
-}
-
-fn credential(config: &Config) -> Result<Option<Credential>, String> {
-    match (&config.username, &config.password) {
-        (None, None) => Ok(None),
-        (Some(username), Some(password)) if !username.contains(':') => {
-            let password = password
-                .read()
-                .map_err(|error| format!("password: {error}"))?;
-            Ok(Some(Credential::new(username.clone(), password)))
-        }
-        (Some(_), Some(_)) => Err("a username has no colon".into()),
-        (None, Some(_)) => Err("has a password but no username".into()),
-        (Some(_), None) => Err("has a username but no password".into()),
-    }
 }

@@ -11,6 +11,7 @@ use portcullis::oci::Digest;
 use portcullis::store::prune;
 
 use crate::contract::open;
+use crate::support::canary::secret;
 use crate::support::image::{Image, Manifest};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::stores::{Azurite, Container, azurite, block_on};
@@ -57,7 +58,8 @@ impl<'a> Fleet<'a> {
         drop(socket);
         let peers = format!(
             "advertise = \"http://127.0.0.1:{port}\"\nnetworks = [\"127.0.0.0/8\"]\n\
-             secret = \"a secret that replicas have\""
+             secret = \"{}\"",
+            secret!("of-the-replicas")
         );
         let setup = Setup::new(upstream)
             .shared(self.azurite, &self.name)

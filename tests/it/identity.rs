@@ -1,9 +1,6 @@
 //! Who we are at the shared store: what the configuration says, whatever the environment holds.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::net::TcpListener;
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -14,134 +11,42 @@ use url::form_urlencoded;
 
 use crate::contract::open;
 use crate::support::at;
+use crate::support::canary::secret;
 use crate::support::image::random;
 use crate::support::listeners::Bystander;
 use crate::support::network::in_own_network;
 use crate::support::proxy::{Proxy, Setup};
+use crate::support::service::{Reply, Request, Service};
 use crate::support::stores::{ACCOUNT, ACCOUNT_KEY, azurite, block_on};
 use crate::support::upstream::Upstream;
 
-const TOKEN: &str = "canary-token-77aa";
+const TOKEN: &str = secret!("token-of-azure");
+const FEDERATED: &str = secret!("token-of-kubernetes");
 const SHARING: &str = "sharing a store";
 const NO_ANSWER: &str = "no answer from the shared store; pulls go on without it";
 
 /// Plays a cloud: its identity service and an empty container that takes this service's token.
-struct Cloud {
-    address: SocketAddr,
-    requests: Arc<Mutex<Vec<Request>>>,
-}
-
-#[derive(Clone, Debug)]
-struct Request {
-    method: String,
-    target: String,
-    /// Names in lower case.
-    headers: String,
-    body: String,
-}
-
-impl Cloud {
-    fn on(address: &str) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
-        let address = listener.local_addr().unwrap();
-        let requests = Arc::new(Mutex::default());
-        let seen = Arc::clone(&requests);
-        thread::spawn(move || {
-            while let Ok((stream, _)) = listener.accept() {
-                let seen: Arc<Mutex<Vec<Request>>> = Arc::clone(&seen);
-                thread::spawn(move || {
-                    while let Some(request) = Request::read(&stream) {
-                        let (status, body) = request.answer();
-                        seen.lock().unwrap().push(request);
-                        let answer = format!(
-                            "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
-                            body.len()
-                        );
-                        if (&stream).write_all(answer.as_bytes()).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        Cloud { address, requests }
-    }
-
-    /// The one request whose target contains `fragment`.
-    fn request(&self, fragment: &str) -> Request {
-        let requests = self.requests.lock().unwrap();
-        let mut found: Vec<_> = requests
-            .iter()
-            .filter(|r| r.target.contains(fragment))
-            .collect();
-        assert_eq!(found.len(), 1, "{fragment}: {requests:#?}");
-        found.remove(0).clone()
-    }
-}
-
-impl Request {
-    fn read(stream: &TcpStream) -> Option<Self> {
-        let mut reader = BufReader::new(stream);
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let mut words = line.split_whitespace();
-        let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
-        let mut headers = String::new();
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            let Some((name, value)) = line.trim_end().split_once(": ") else {
-                break;
-            };
-            let name = name.to_ascii_lowercase();
-            if name == "content-length" {
-                length = value.parse().unwrap();
-            }
-            headers += &format!("{name}: {value}\n");
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).ok()?;
-        Some(Request {
-            method,
-            target,
-            headers,
-            body: String::from_utf8(body).unwrap(),
-        })
-    }
-
-    fn answer(&self) -> (u16, String) {
-        if self.target.contains("/oauth2/") {
+fn cloud_on(address: &str) -> Service {
+    Service::on(address, |request| {
+        if request.target.contains("/oauth2/") {
+            // One of the two services writes the number as a text.
             let token = format!(
-                r#"{{"access_token":"{TOKEN}","expires_in":"3600","expires_on":"4102444800",
+                r#"{{"access_token":"{TOKEN}","expires_in":3600,"expires_on":"4102444800",
                     "token_type":"Bearer"}}"#
             );
-            // One of the two services writes the number as a text.
-            return (200, token.replace("\"3600\"", "3600"));
+            return Reply::new(200, token);
         }
-        if !self
-            .headers
-            .contains(&format!("authorization: Bearer {TOKEN}\n"))
-        {
-            return (403, String::new());
+        if request.header("authorization") != Some(&format!("Bearer {TOKEN}")) {
+            return Reply::new(403, "");
         }
         let empty =
             r#"<?xml version="1.0"?><EnumerationResults><Blobs></Blobs></EnumerationResults>"#;
-        (200, empty.to_owned())
-    }
-
-    /// The parameters of a form or a query.
-    fn parameters(text: &str) -> Vec<(String, String)> {
-        let mut all: Vec<_> = form_urlencoded::parse(text.as_bytes())
-            .into_owned()
-            .collect();
-        all.sort();
-        all
-    }
+        Reply::new(200, empty)
+    })
 }
 
 /// What somebody may have left in the environment for another account.
-fn with_leftovers(setup: Setup, elsewhere: &Bystander) -> Setup {
+pub fn with_leftovers(setup: Setup, elsewhere: &Bystander) -> Setup {
     let elsewhere = format!("http://{}", elsewhere.address);
     [
         ("AZURE_STORAGE_ACCOUNT_NAME", "somebody"),
@@ -209,17 +114,18 @@ fn who_is_refused_is_told_which_key_to_look_at_and_serves_all_the_same() {
     let upstream = Upstream::start();
     let name = azurite().fresh_container();
     open(&azurite().lines(&name));
+    let not_the_key = STANDARD.encode(secret!("not-the-key"));
     for lines in [
-        "credential = \"account-key\"\nsecret = \"bm90IHRoZSBrZXk=\"",
-        "credential = \"sas\"\nsecret = \"sv=2021-12-02&sr=c&sp=rl&se=2099-01-01&sig=bm8%3D\"",
+        format!("credential = \"account-key\"\nsecret = \"{not_the_key}\""),
+        "credential = \"sas\"\nsecret = \"sv=2021-12-02&sr=c&sp=rl&se=2099-01-01&sig=bm8%3D\""
+            .into(),
     ] {
-        let setup = Setup::new(&upstream).section("store.shared", &azure(&name, lines));
+        let setup = Setup::new(&upstream).section("store.shared", &azure(&name, &lines));
         let proxy = setup.start();
         let said = proxy.logs().wait_for(NO_ANSWER).to_string();
         for part in ["store.shared.credential", "store.shared.secret"] {
             assert!(said.contains(part), "{part}: {said}");
         }
-        assert!(!said.contains("bm90IHRoZSBrZXk"), "{said}");
         assert_serves(&proxy, &upstream);
     }
 }
@@ -292,11 +198,11 @@ fn a_signature_for_the_container_is_enough() {
 #[test]
 fn an_identity_of_aks_is_exchanged_for_a_token() {
     let upstream = Upstream::start();
-    let cloud = Cloud::on("127.0.0.1:0");
+    let cloud = cloud_on("127.0.0.1:0");
     let nobody = Bystander::start();
     let directory = tempfile::TempDir::new().unwrap();
     let file = directory.path().join("token");
-    std::fs::write(&file, "the-federated-token").unwrap();
+    std::fs::write(&file, FEDERATED).unwrap();
     let lines = format!(
         "url = \"az://corp/images\"\ncredential = \"workload-identity\"\n\
          endpoint = \"http://{}/corp\"",
@@ -319,7 +225,7 @@ fn an_identity_of_aks_is_exchanged_for_a_token() {
     assert_eq!(request.target, "/the-tenant/oauth2/v2.0/token");
     let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let expected = [
-        ("client_assertion", "the-federated-token"),
+        ("client_assertion", FEDERATED),
         (
             "client_assertion_type",
             "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
@@ -330,7 +236,6 @@ fn an_identity_of_aks_is_exchanged_for_a_token() {
     ];
     assert_eq!(Request::parameters(&request.body), expected.map(pair));
     cloud.request("/corp/images?");
-    assert!(!proxy.logs().text().contains(TOKEN));
     nobody.assert_never_called();
 
     // And without what AKS gives a pod.
@@ -344,8 +249,8 @@ fn the_identity_of_the_machine_is_asked_for_at_its_address() {
     let name = "identity::the_identity_of_the_machine_is_asked_for_at_its_address";
     in_own_network(name, &["169.254.169.254/32"], || {
         let upstream = Upstream::start();
-        let metadata = Cloud::on("169.254.169.254:80");
-        let blobs = Cloud::on("127.0.0.1:0");
+        let metadata = cloud_on("169.254.169.254:80");
+        let blobs = cloud_on("127.0.0.1:0");
         let nobody = Bystander::start();
         let lines = format!(
             "url = \"az://corp/images\"\ncredential = \"managed-identity\"\n\
@@ -356,9 +261,8 @@ fn the_identity_of_the_machine_is_asked_for_at_its_address() {
         let proxy = with_leftovers(setup, &nobody).start();
         proxy.logs().wait_for(SHARING);
         let request = metadata.request("/oauth2/");
-        let (path, query) = request.target.split_once('?').unwrap();
         assert_eq!(
-            (&*request.method, path),
+            (&*request.method, request.path()),
             ("GET", "/metadata/identity/oauth2/token")
         );
         assert!(request.headers.contains("metadata: true\n"), "{request:?}");
@@ -368,7 +272,7 @@ fn the_identity_of_the_machine_is_asked_for_at_its_address() {
             ("client_id", "the-client"),
             ("resource", "https://storage.azure.com"),
         ];
-        assert_eq!(Request::parameters(query), expected.map(pair));
+        assert_eq!(request.query(), expected.map(pair));
         blobs.request("/corp/images?");
         nobody.assert_never_called();
     });

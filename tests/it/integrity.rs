@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use portcullis::oci::Digest;
 
+use crate::support::canary::secret;
 use crate::support::client::End;
 use crate::support::image::{Manifest, OCI_MANIFEST, random};
 use crate::support::listeners::Bystander;
@@ -266,9 +267,11 @@ fn a_realm_on_a_foreign_host_is_not_called() {
     let upstream = Upstream::start();
     let bystander = Bystander::start();
     let proxy = Setup::new(&upstream)
-        .upstream(
-            "username = \"canary-user\"\npassword = \"canary-pass\"\nshare_with = \"everyone\"",
-        )
+        .upstream(concat!(
+            "username = \"corp\"\nshare_with = \"everyone\"\npassword = \"",
+            secret!("password"),
+            "\""
+        ))
         .start();
     upstream.manifest("demo/app", "1", &Manifest::unique());
     for realm in [
@@ -281,10 +284,9 @@ fn a_realm_on_a_foreign_host_is_not_called() {
         String::new(),
     ] {
         upstream.require_token_of(&realm);
-        let answer = proxy
+        proxy
             .get(&at("demo/app/manifests/1"))
             .assert_error(502, "UNAVAILABLE");
-        assert!(!answer.reason.contains("canary"), "{answer:?}");
     }
     bystander.assert_never_called();
     // What the upstream itself saw carries no password either: it never asked for Basic.
@@ -417,14 +419,17 @@ fn the_clients_headers_stay_inside() {
     upstream.manifest("demo/app", "1", &manifest);
     let (bytes, _, path) = blob(&upstream, 100 * KIB);
     let hostile = [
-        ("Authorization", "Bearer canary"),
+        ("Authorization", concat!("Bearer ", secret!("of-a-client"))),
         ("Cookie", "canary=1"),
         ("X-Forwarded-Host", "canary.example"),
         ("X-HTTP-Method-Override", "DELETE"),
         ("Referer", "http://canary.example"),
         ("X-Meta-Source-Client", "canary"),
         ("User-Agent", "canary"),
-        ("Proxy-Authorization", "Basic canary"),
+        (
+            "Proxy-Authorization",
+            concat!("Basic ", secret!("of-a-client")),
+        ),
     ];
     proxy
         .send("GET", &at("demo/app/manifests/1"), &hostile)

@@ -20,6 +20,7 @@ mod support;
 
 mod admission;
 mod audit;
+mod azure;
 mod cold_blob;
 mod commands;
 mod contract;
@@ -36,6 +37,7 @@ mod integrity;
 mod keeping;
 mod ledger;
 mod links;
+mod logins;
 mod manifests;
 mod manners;
 mod min_age;

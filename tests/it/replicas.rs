@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use portcullis::oci::Digest;
 use rustix::process::Signal;
 
+use crate::support::canary::secret;
 use crate::support::client::End;
 use crate::support::herd::{Share, stampede};
 use crate::support::image::random;
@@ -16,7 +17,7 @@ use crate::support::stores::{Container, azurite};
 use crate::support::upstream::Upstream;
 use crate::support::{MIB, PATIENCE, at};
 
-const SECRET: &str = "a secret that replicas have";
+const SECRET: &str = secret!("of-the-replicas");
 
 /// Replicas in front of one upstream, over one container.
 struct Fleet<const N: usize> {

@@ -2,13 +2,17 @@
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::support::at;
+use crate::support::canary::{CANARY, basic, secret, shown};
 use crate::support::client::{Client, End};
 use crate::support::herd::stampede;
 use crate::support::image::{Image, random};
 use crate::support::listeners::{Bystander, Relay};
 use crate::support::network::in_own_network;
 use crate::support::programs::{Containerd, Registry, podman, run, skopeo};
+use crate::support::proxy::{Proxy, Setup};
 use crate::support::upstream::{Fault, Framing, TOKEN, Upstream};
 use crate::support::{KIB, MIB};
 
@@ -197,4 +201,51 @@ fn a_network_of_its_own_is_one() {
             assert_eq!(elsewhere.kind(), ErrorKind::NetworkUnreachable);
         },
     );
+}
+
+/// What the search for secrets says of `act`.
+fn found(act: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(act)).expect_err("nothing was found");
+    panic.downcast_ref::<String>().unwrap().clone()
+}
+
+/// The search of the whole suite for secrets, where there is something to be found.
+#[test]
+fn a_secret_that_shows_is_found() {
+    for user in ["", "u", "us", "use"] {
+        let header = basic(user, CANARY);
+        assert!(shown(format!("authorization: {header};").as_bytes()).is_some());
+    }
+    for quiet in ["canary-7f3", "Basic dXNlcjpwYXNzd29yZA==", ""] {
+        assert_eq!(shown(quiet.as_bytes()), None);
+    }
+
+    // An upstream whose words are repeated, in an answer and in the log.
+    let upstream = Upstream::start();
+    let words = format!(
+        r#"{{"errors":[{{"code":"UNKNOWN","message":"{}"}}]}}"#,
+        secret!("x")
+    );
+    let broken = Fault::Answer(500, Vec::new(), words.into_bytes());
+    upstream.always("/manifests/", broken);
+    let proxy = Proxy::start(&upstream);
+    let path = at("demo/app/manifests/1");
+    let said = found(|| drop(proxy.get(&path)));
+    assert!(said.contains("shows in an error"), "{said}");
+    let said = found(|| drop(proxy));
+    assert!(said.contains("shows in the log"), "{said}");
+
+    // A rule that is named by a secret, in the metrics and in what a command prints.
+    let rule = format!(
+        "[[policy.rules]]\nid = \"{CANARY}\"\nimages = [\"**\"]\neffect = \"audit\"\nreason = \"r\""
+    );
+    let upstream = Upstream::start();
+    upstream.manifest("demo/app", "1", &crate::support::image::Manifest::unique());
+    let proxy = Setup::new(&upstream).rules(&rule).start();
+    proxy.get(&path).assert(200);
+    let explain = ["explain", "registry.example/demo/app:1"];
+    let said = found(|| drop(proxy.run(|setup| setup, &explain)));
+    assert!(said.contains("shows in what a command prints"), "{said}");
+    let said = found(|| drop(proxy));
+    assert!(said.contains("shows in /metrics"), "{said}");
 }

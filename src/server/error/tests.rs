@@ -70,6 +70,18 @@ fn rows() -> Vec<Row> {
             from_upstream(UpstreamErrorKind::Refused),
         ),
         (
+            "the upstream refuses our login where it is exchanged",
+            "do what the text says; `docs/credentials.md` has the steps",
+            from_cache(CacheError::Upstream(UpstreamError {
+                registry: "corp.azurecr.io".to_owned(),
+                kind: UpstreamErrorKind::LoginRefused(
+                    "exchange: corp.azurecr.io answered 401 to our identity, which needs the role \
+                     AcrPull on that registry"
+                        .to_owned(),
+                ),
+            })),
+        ),
+        (
             "bad repository name or tag",
             "correct the name",
             ApiError::route(&RouteError::Name(InvalidName::Repository)),
@@ -225,6 +237,13 @@ fn rows() -> Vec<Row> {
             from_upstream(UpstreamErrorKind::Busy {
                 retry_after: Duration::from_secs(5),
             }),
+        ),
+        (
+            "the login for the upstream cannot be had",
+            "look at the program or the identity service that the text names",
+            from_upstream(UpstreamErrorKind::LoginUnavailable(
+                "the credential helper docker-credential-pass ended with exit code 1".to_owned(),
+            )),
         ),
         (
             "the upstream has less than it said",

@@ -200,7 +200,7 @@ async fn requests_and_bytes_are_counted_under_the_key() {
 }
 
 /// A private CA, and a server certificate by it for 127.0.0.1.
-fn certificates() -> (String, Arc<rustls::ServerConfig>) {
+pub(super) fn certificates() -> (String, Arc<rustls::ServerConfig>) {
     install_crypto();
     let mut params = CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

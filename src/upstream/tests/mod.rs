@@ -9,12 +9,13 @@ mod endpoints;
 mod faults;
 mod gate;
 mod limits;
+mod logins;
 mod manifests;
 mod peer;
 mod proxy;
 mod quirks;
 mod redirects;
-mod server;
+pub(super) mod server;
 mod tags;
 mod tls;
 mod tokens;
@@ -30,7 +31,7 @@ use server::{Reply, Request, Server, Then};
 const NAME: &str = "registry.example";
 
 /// As `main` does it for the process.
-fn install_crypto() {
+pub(super) fn install_crypto() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

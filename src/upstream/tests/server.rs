@@ -3,14 +3,16 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{
+    AsyncBufReadExt, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, BufReader,
+};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 /// What a server says to one request.
 type Script = dyn Fn(&Request) -> Reply + Send + Sync;
 
-pub(super) struct Server {
+pub(in crate::upstream) struct Server {
     pub(super) address: SocketAddr,
     seen: Arc<Mutex<Vec<Request>>>,
     connections: Arc<Mutex<usize>>,
@@ -18,15 +20,16 @@ pub(super) struct Server {
 
 /// A request as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(in crate::upstream) struct Request {
     pub(super) method: String,
     /// Path and query.
-    pub(super) target: String,
+    pub(in crate::upstream) target: String,
     /// Names in lower case, in the order of their coming.
     pub(super) headers: Vec<(String, String)>,
+    pub(super) body: String,
 }
 
-pub(super) struct Reply {
+pub(in crate::upstream) struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
@@ -51,7 +54,9 @@ pub(super) enum Then {
 // === impl Server ===
 
 impl Server {
-    pub(super) async fn start(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+    pub(in crate::upstream) async fn start(
+        script: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         Self::listen(Arc::new(script), None).await
     }
 
@@ -63,7 +68,7 @@ impl Server {
     }
 
     /// A server that nobody should ever find.
-    pub(super) async fn bystander() -> Self {
+    pub(in crate::upstream) async fn bystander() -> Self {
         Self::start(|_| Reply::new(200, "you should not be here")).await
     }
 
@@ -97,7 +102,7 @@ impl Server {
         }
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(in crate::upstream) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
@@ -106,14 +111,14 @@ impl Server {
     }
 
     /// Requests whose path begins with `prefix`.
-    pub(super) fn count(&self, prefix: &str) -> usize {
+    pub(in crate::upstream) fn count(&self, prefix: &str) -> usize {
         self.seen()
             .iter()
             .filter(|request| request.target.starts_with(prefix))
             .count()
     }
 
-    pub(super) fn connections(&self) -> usize {
+    pub(in crate::upstream) fn connections(&self) -> usize {
         *self.connections.lock().unwrap()
     }
 }
@@ -174,11 +179,18 @@ impl Request {
             Some((name.to_lowercase(), value.to_owned()))
         };
         let headers = lines[1..].iter().filter_map(header).collect();
-        Some(Request {
+        let mut request = Request {
             method,
             target,
             headers,
-        })
+            body: String::new(),
+        };
+        if let Some(length) = request.header("content-length") {
+            let mut body = vec![0; length.parse().ok()?];
+            stream.read_exact(&mut body).await.ok()?;
+            request.body = String::from_utf8(body).ok()?;
+        }
+        Some(request)
     }
 
     pub(super) fn header(&self, name: &str) -> Option<&str> {
@@ -192,7 +204,7 @@ impl Request {
 // === impl Reply ===
 
 impl Reply {
-    pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+    pub(in crate::upstream) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let body = body.into();
         let length = Some(body.len());
         Reply {
@@ -205,7 +217,7 @@ impl Reply {
         }
     }
 
-    pub(super) fn redirect(location: impl Into<String>) -> Self {
+    pub(in crate::upstream) fn redirect(location: impl Into<String>) -> Self {
         Reply::new(307, "<html>".repeat(2000)).header("location", location)
     }
 

@@ -15,6 +15,7 @@ use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, Strea
 use serde_json::Value;
 
 use super::PATIENCE;
+use super::canary::assert_silent;
 
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -266,13 +267,18 @@ impl Answer {
             headers,
             ..
         } = self;
-        Response {
+        let response = Response {
             status,
             reason,
             headers,
             body,
             end,
+        };
+        if status >= 400 {
+            assert_silent("an error", format!("{response:?}").as_bytes());
+            assert_silent("an error's body", &response.body);
         }
+        response
     }
 
     /// The connection, for the next request; the body must have been taken.

@@ -1,5 +1,6 @@
 //! What the tests are made of.
 
+pub mod canary;
 pub mod cases;
 pub mod certificates;
 pub mod client;
@@ -10,6 +11,7 @@ pub mod listeners;
 pub mod network;
 pub mod programs;
 pub mod proxy;
+pub mod service;
 pub mod stores;
 pub mod upstream;
 pub mod wire;

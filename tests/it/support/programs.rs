@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::PATIENCE;
+use super::canary::assert_silent;
 use super::image::Image;
 
 /// A Debian docker-registry on loopback with an empty store.
@@ -82,6 +83,7 @@ pub fn run(command: &mut Command) -> Outcome {
     };
     let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
     let text = format!("{stdout}{stderr}");
+    assert_silent("what a command prints", text.as_bytes());
     let Some(status) = status else {
         panic!("{command:?} does not end; it said: {text}")
     };
@@ -124,6 +126,11 @@ impl Outcome {
 
 impl Registry {
     pub fn start() -> Self {
+        Registry::asking("")
+    }
+
+    /// One that asks for logins: `auth` are its lines about that.
+    pub fn asking(auth: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let config = directory.path().join("registry.yml");
         let storage = directory.path().join("storage");
@@ -131,7 +138,7 @@ impl Registry {
             &config,
             format!(
                 "version: 0.1\nlog: {{accesslog: {{disabled: true}}}}\n\
-                 storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n",
+                 storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n{auth}",
                 storage.display()
             ),
         )
@@ -167,6 +174,11 @@ impl Registry {
     }
 
     pub fn push(&self, repository: &str, tag: &str, image: &Image) {
+        self.push_as(&[], repository, tag, image);
+    }
+
+    /// `login` are further arguments of skopeo.
+    pub fn push_as(&self, login: &[&str], repository: &str, tag: &str, image: &Image) {
         let layout = self
             .directory
             .path()
@@ -181,7 +193,7 @@ impl Registry {
             "--preserve-digests",
             "--dest-tls-verify=false",
         ];
-        run(skopeo().args(options).args([from, to])).assert_success();
+        run(skopeo().args(options).args(login).args([from, to])).assert_success();
     }
 
     pub fn stop(&mut self) {

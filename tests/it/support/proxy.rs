@@ -2,8 +2,8 @@
 //! temporary directory. Killing it is `kill -9`, stopping it is SIGTERM.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -16,6 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::PATIENCE;
+use super::canary::assert_silent;
 use super::client::{Answer, Client, Response};
 use super::programs::{self, Outcome};
 use super::upstream::Upstream;
@@ -150,6 +151,16 @@ impl Setup {
         text + &self.rules
     }
 
+    /// `check` of it, in its environment, without starting anything.
+    pub fn check(&self) -> Outcome {
+        let directory = TempDir::new().unwrap();
+        let config = directory.path().join("portcullis.toml");
+        std::fs::write(&config, self.text(&directory.path().join("store"))).unwrap();
+        let mut command = command(&config, &["check"]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        programs::run(&mut command)
+    }
+
     pub fn start(self) -> Proxy {
         let directory = TempDir::new().unwrap();
         let (child, logs) = spawn(&self, directory.path());
@@ -204,7 +215,7 @@ pub fn command(config: &Path, arguments: &[&str]) -> Command {
         .env_clear();
     command
         .env("PATH", "/usr/bin:/bin")
-        .env("PORTCULLIS_LOG", "info");
+        .env("PORTCULLIS_LOG", "info,portcullis=debug");
     command
 }
 
@@ -317,6 +328,7 @@ impl Proxy {
     }
 
     pub fn start_again_with(&mut self, change: impl FnOnce(Setup) -> Setup) {
+        assert_silent("the log", self.logs.whole().as_bytes());
         self.setup = change(self.setup.clone());
         (self.child, self.logs) = spawn(&self.setup, self.directory.path());
         (self.address, self.admin) = self.logs.listening();
@@ -373,6 +385,33 @@ impl Proxy {
         }
     }
 
+    /// What the store knows of blobs has nothing of how they were got.
+    fn check_secrets(&self) {
+        let store = self.store().join("v1");
+        for file in files_under(&store) {
+            let is_content = ["blobs", "spool", "quarantine"]
+                .iter()
+                .any(|directory| file.starts_with(store.join(directory)));
+            if !is_content && let Ok(bytes) = std::fs::read(&file) {
+                assert_silent(&file.display().to_string(), &bytes);
+            }
+        }
+    }
+
+    /// `/metrics`, if the process runs and answers at once.
+    fn last_metrics(&mut self) -> Option<Vec<u8>> {
+        if thread::panicking() || !matches!(self.child.try_wait(), Ok(None)) {
+            return None;
+        }
+        let mut stream = TcpStream::connect_timeout(&self.admin, Duration::from_secs(1)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok()?;
+        Some(answer)
+    }
+
     /// Every file that is visible as a blob has the digest that it is named by.
     pub fn check_store(&self) {
         for digest in self.stored() {
@@ -392,15 +431,19 @@ impl Proxy {
     }
 }
 
-/// Every test ends by checking the store that it leaves.
+/// Every test ends by checking the store that it leaves, and that no secret shows.
 impl Drop for Proxy {
     fn drop(&mut self) {
+        let metrics = self.last_metrics().unwrap_or_default();
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
             eprintln!("--- the proxy's log ---\n{}", self.logs.text());
         } else {
             self.check_store();
+            assert_silent("/metrics", &metrics);
+            assert_silent("the log", self.logs.whole().as_bytes());
+            self.check_secrets();
         }
     }
 }
@@ -433,6 +476,16 @@ impl Logs {
 
     pub fn text(&self) -> String {
         self.state.lock().unwrap().0.join("\n")
+    }
+
+    /// The same once the process has ended.
+    fn whole(&self) -> String {
+        let state = self.state.lock().unwrap();
+        let waited = self
+            .changed
+            .wait_timeout_while(state, PATIENCE, |(_, closed)| !*closed);
+        let lines = &waited.unwrap().0.0;
+        lines.join("\n")
     }
 
     /// The fields of the first line with this message; waits for it.

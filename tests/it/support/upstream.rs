@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use portcullis::oci::Digest;
 use rustix::net::sockopt::set_socket_linger;
 
+use super::canary::secret;
 use super::image::{Image, Manifest};
 use super::{PATIENCE, wire};
 
 /// The realm of [`Upstream::require_token`] hands out this token.
-pub const TOKEN: &str = "canary-token-6f2c1d";
+pub const TOKEN: &str = secret!("token");
 
 #[derive(Debug)]
 pub struct Upstream {
