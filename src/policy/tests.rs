@@ -862,6 +862,8 @@ fn twice_any_segments_is_any_segments() {
         "rules = [{ id = \"all\", images = [\"**/**\"], effect = \"deny\" }]\ndefault = \"allow\"",
     );
     assert_eq!(evaluate(&engine, "quay.io/a:1").effect, Effect::Deny);
+}
+
 /// A digest that two rules leave open has a way, though neither names its tag.
 #[test]
 fn a_digest_between_two_exceptions_has_a_way() {

@@ -219,6 +219,7 @@ pub(super) fn identity_clients(limits: &Limits) -> Result<Arc<Clients>, String> 
     Ok(Arc::new(Clients {
         general: client.clone(),
         blobs: client,
+        way: Way::default(),
     }))
 }
 

@@ -128,6 +128,7 @@ impl Transport {
         let mut endpoints = self.hosts.endpoints.iter();
         match kind {
             UpstreamRequest::Token => ledger::Purpose::Token,
+            UpstreamRequest::Identity => ledger::Purpose::Identity,
             _ if endpoints.any(|endpoint| endpoint.origin() == url.origin()) => {
                 ledger::Purpose::Endpoint
             }
