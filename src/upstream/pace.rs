@@ -2,7 +2,7 @@
 //! nobody knows, and never by too many at once.
 //!
 //! After a 429 nothing goes out until its `Retry-After` is over. Then one request finds out for
-//! all, and so does the first one after a quiet minute: a crowd that comes all at once would
+//! all, and so does the first one after a moment of quiet: a crowd that comes all at once would
 //! otherwise run into the limit as a whole, before the first of them knows of it. What one request
 //! finds out holds for its kind alone, because Docker Hub limits GETs of manifests and goes on
 //! answering HEADs and blobs; only what holds for those GETs holds for everything.
@@ -27,8 +27,10 @@ const SMALL: usize = 64;
 /// How long a rate limit lasts that does not say, and one that says nothing or a past time.
 const LIMITED: Duration = Duration::from_secs(60);
 const SHORTEST: Duration = Duration::from_secs(1);
-/// After so long without an answer nobody knows whether there is a limit.
-const QUIET: Duration = Duration::from_secs(60);
+/// After so long without an answer nobody knows whether there is a limit. Blobs follow their
+/// manifest within the second.
+const QUIET: Duration = Duration::from_millis(100);
+const QUIET_BLOBS: Duration = Duration::from_secs(2);
 /// How long a crowd waits for the one who finds out.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How soon to come again when too many requests wait already.
@@ -135,7 +137,10 @@ impl Pace {
                     return Err(limited(left));
                 }
                 let door = &state.doors[lane as usize];
-                if door.heard.is_some_and(|heard| heard.elapsed() < QUIET) {
+                if door
+                    .heard
+                    .is_some_and(|heard| heard.elapsed() < lane.quiet())
+                {
                     return Ok(None);
                 }
                 let limited_before = door.limited;
@@ -246,6 +251,15 @@ impl State {
 }
 
 // === impl Lane ===
+
+impl Lane {
+    fn quiet(self) -> Duration {
+        match self {
+            Lane::Blobs => QUIET_BLOBS,
+            Lane::Heads | Lane::Gets => QUIET,
+        }
+    }
+}
 
 impl From<&Call> for Lane {
     fn from(call: &Call) -> Self {

@@ -135,13 +135,16 @@ async fn who_finds_out_nothing_is_followed_by_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_quiet_minute_somebody_finds_out_again() {
-    let pace = with_floor(0);
-    answered(&pace, Lane::Gets);
-    advance(QUIET.saturating_sub(Duration::from_millis(1))).await;
-    assert!(pace.admit(Lane::Gets).await.unwrap().is_none());
-    advance(Duration::from_millis(1)).await;
-    assert!(pace.admit(Lane::Gets).await.unwrap().is_some());
+async fn after_a_quiet_moment_somebody_finds_out_again() {
+    for lane in [Lane::Gets, Lane::Heads, Lane::Blobs] {
+        let pace = with_floor(0);
+        answered(&pace, Lane::Gets);
+        let most = lane.quiet().saturating_sub(Duration::from_millis(1));
+        advance(most).await;
+        assert!(pace.admit(lane).await.unwrap().is_none());
+        advance(Duration::from_millis(1)).await;
+        assert!(pace.admit(lane).await.unwrap().is_some(), "{lane:?}");
+    }
 }
 
 /// Docker Hub answers HEADs and blobs when it gives no manifest any more.
