@@ -210,9 +210,9 @@ impl Azure {
             }
         };
         timeout(TIME, tries).await.unwrap_or_else(|_| {
-            let host = self.host();
-            let text = format!("identity: {host} did not answer within {TIME:?}");
-            Err(UpstreamErrorKind::LoginUnavailable(text))
+            let text = format!("{} did not answer within {TIME:?}", self.host());
+            let failure = UpstreamErrorKind::TimedOut(text);
+            Err(self.unreachable(&failure).kind())
         })
     }
 

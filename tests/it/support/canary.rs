@@ -36,11 +36,8 @@ pub fn assert_silent(place: &str, text: &[u8]) {
 
 /// The form in which a secret shows.
 pub fn shown(text: &[u8]) -> Option<String> {
-    let contains = |form: &String| {
-        let form = form.as_bytes();
-        text.windows(form.len()).any(|window| window == form)
-    };
-    forms().into_iter().find(contains)
+    let text = String::from_utf8_lossy(text);
+    forms().into_iter().find(|form| text.contains(form))
 }
 
 /// The canary, what base64 makes of it at each of the three places where it may stand in a group of
