@@ -44,6 +44,7 @@ mod min_age;
 mod policy;
 mod pulls;
 mod ranges;
+mod refusals;
 mod reload;
 mod replicas;
 mod replicas_tags;

@@ -4,6 +4,7 @@ pub mod canary;
 pub mod cases;
 pub mod certificates;
 pub mod client;
+pub mod cri;
 pub mod engines;
 pub mod herd;
 pub mod image;

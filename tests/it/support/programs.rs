@@ -211,7 +211,31 @@ impl Drop for Registry {
 // === impl Containerd ===
 
 impl Containerd {
+    /// For `ctr`.
     pub fn start() -> Self {
+        Self::configured(
+            "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]",
+            "",
+        )
+    }
+
+    /// With the socket that a kubelet asks, and a certs.d tree.
+    pub fn with_cri(certs_d: &Path) -> Self {
+        let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let sections = format!(
+            "[{cri}]\nstream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\n\
+             disable_apparmor = true\n[{cri}.containerd]\nsnapshotter = \"native\"\n\
+             [{cri}.cni]\nbin_dir = \"/nonexistent\"\nconf_dir = \"/nonexistent\"\n\
+             [{cri}.registry]\nconfig_path = \"{}\"\n",
+            certs_d.display()
+        );
+        Self::configured(
+            "disabled_plugins = [\"io.containerd.internal.v1.opt\"]",
+            &sections,
+        )
+    }
+
+    fn configured(keys: &str, sections: &str) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "containerd runs only as root"
@@ -219,9 +243,8 @@ impl Containerd {
         let directory = TempDir::new().unwrap();
         let at = |name: &str| directory.path().join(name).display().to_string();
         let config = format!(
-            "version = 2\nroot = \"{}\"\nstate = \"{}\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
-             [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{}\"\n",
+            "version = 2\nroot = \"{}\"\nstate = \"{}\"\n{keys}\n\
+             [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{}\"\n{sections}",
             at("root"),
             at("state"),
             at("sock"),
@@ -263,6 +286,19 @@ impl Containerd {
             .args(["images", "pull", "--snapshotter", "native", "--hosts-dir"])
             .arg(certs_d)
             .arg(image))
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("sock")
+    }
+
+    /// What it says it is: `1.6.20`.
+    pub fn version() -> String {
+        let text = run(program("containerd").arg("--version"))
+            .assert_success()
+            .text;
+        let version = text.split(' ').nth(2).unwrap();
+        version.split('~').next().unwrap().to_owned()
     }
 
     /// The digest that the daemon has for an image, as `ctr images list` prints it.
