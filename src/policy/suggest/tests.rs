@@ -149,7 +149,9 @@ proptest! {
         let served = |engine: &Engine, target: &Target| {
             let decision = engine.evaluate(target, &client);
             let led = !decision.if_led.is_empty();
-            (decision.effect, led && decision.effect == Effect::Deny, decision.target)
+            // What is served if a tag led to it comes from where that tag led.
+            let from = decision.effect.serves().then_some(decision.target);
+            (decision.effect, led && decision.effect == Effect::Deny, from)
         };
         let pulled: Vec<&Target> = targets.iter().filter(|target| {
             let (effect, led, _) = served(&engine, target);
