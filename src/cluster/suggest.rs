@@ -61,9 +61,9 @@ impl<'a> Suggested<'a> {
                 "{image} was served, but a rule of today refuses it, and goes on to"
             ));
         }
-        for rule in &suggestion.dropped {
+        for rule in &suggestion.closed {
             notes.push(format!(
-                "rule {rule} is left out: nothing that it rewrites was pulled"
+                "rule {rule} refuses what it rewrote: nothing of that was pulled"
             ));
         }
         if recorded.forgotten > 0 {

@@ -2,7 +2,7 @@
 //!
 //! The present rules stay where they are, so that whatever they refuse stays refused and what they
 //! rewrite stays rewritten. Each rule that serves is left with the repositories that it served
-//! ([`Proposed`]), under its own conditions; the default becomes deny, and what it served gets a
+//! ([`Proposed`]), under its own conditions, and what those refuse stays refused. The default becomes deny, and what it served gets a
 //! rule for each registry at the end. A pattern that is about some versions keeps them. Otherwise a
 //! repository stands for all its versions, and a path with [`MANY`] repositories of one rule below it
 //! for all that are there, if that rule's own patterns cover them.
@@ -33,8 +33,8 @@ pub struct Suggestion {
     pub rules: Vec<Proposal>,
     /// What present rules refuse although it was served once; by its place in what was given.
     pub refused: Vec<usize>,
-    /// Rules that rewrite to where nothing is served any more.
-    pub dropped: Vec<String>,
+    /// Rules that rewrote to where nothing is served any more, and refuse instead.
+    pub closed: Vec<String>,
 }
 
 /// A rule, and why its images are what they are.
@@ -84,26 +84,33 @@ impl Engine {
             }
         }
         let mut rules: Vec<Proposal> = Vec::new();
+        let ids = present.rules.iter().map(|rule| rule.id.clone());
+        let mut ids: HashSet<String> = ids.collect();
         for ((config, rule), used) in present.rules.iter().zip(&self.rules).zip(&used) {
             if matches!(rule.effect, Effect::Deny | Effect::Rewrite) {
-                rules.push(Proposal {
-                    rule: config.clone(),
-                    images: Vec::new(),
-                });
-            } else if !used.is_empty() {
+                rules.push(as_it_is(config.clone()));
+                continue;
+            }
+            if !used.is_empty() {
                 let may_group = |start: &str| group && rule.has_all_under(start);
                 rules.push(narrowed(config.clone(), used, may_group));
             }
+            // What it would have refused must not come to a rule below it.
+            if rule.require.is_some() || rule.min_age.is_some() {
+                let id = unused_id(&format!("{}-rest", rule.id), &mut ids);
+                rules.push(as_it_is(deny(id, config)));
+            }
         }
         for (registry, used) in &by_default {
-            let id = unused_id(registry, &rules);
+            let name = registry.as_str().replace(':', "-");
+            let id = unused_id(&format!("pulled-{name}"), &mut ids);
             rules.push(narrowed(allow(id), used, |_| group));
         }
-        let dropped = drop_dead_ends(&mut rules);
+        let closed = close_dead_ends(&mut rules);
         Suggestion {
             rules,
             refused,
-            dropped,
+            closed,
         }
     }
 
@@ -217,6 +224,24 @@ fn narrowed(rule: RuleConfig, used: &Used, may_group: impl Fn(&str) -> bool) -> 
     }
 }
 
+fn as_it_is(rule: RuleConfig) -> Proposal {
+    Proposal {
+        rule,
+        images: Vec::new(),
+    }
+}
+
+/// Refuses all that `rule` is about.
+fn deny(id: String, rule: &RuleConfig) -> RuleConfig {
+    RuleConfig {
+        id,
+        effect: Effect::Deny,
+        require: None,
+        min_age: None,
+        ..rule.clone()
+    }
+}
+
 fn allow(id: String) -> RuleConfig {
     RuleConfig {
         id,
@@ -232,49 +257,48 @@ fn allow(id: String) -> RuleConfig {
     }
 }
 
-/// `pulled-quay.io`, or something like it that no rule is called.
-fn unused_id(registry: &Registry, rules: &[Proposal]) -> String {
-    let name = registry.as_str().replace(':', "-");
-    let ids: HashSet<&str> = rules.iter().map(|it| it.rule.id.as_str()).collect();
+/// `wanted`, or something like it that no rule is called; none is from now on.
+fn unused_id(wanted: &str, ids: &mut HashSet<String>) -> String {
     let id = |number: usize| {
         let end = match number {
             1 => String::new(),
             number => format!("-{number}"),
         };
-        let mut id = format!("pulled-{name}");
-        id.truncate(LONGEST_ID - end.len());
-        id + &end
+        let start: String = wanted.chars().take(LONGEST_ID - end.len()).collect();
+        start + &end
     };
     // Some number is free: there are more of them than rules.
-    (1..=rules.len() + 1)
-        .map(id)
-        .find(|id| !ids.contains(id.as_str()))
-        .unwrap_or_default()
+    let id = (1..=ids.len() + 1).map(id).find(|id| !ids.contains(id));
+    let id = id.unwrap_or_default();
+    ids.insert(id.clone());
+    id
 }
 
-/// What a rewrite leads to may have been allowed by a rule that nobody used. Names them.
-fn drop_dead_ends(rules: &mut Vec<Proposal>) -> Vec<String> {
-    let mut dropped = Vec::new();
+/// What a rewrite leads to may have been allowed by a rule that nobody used: then it refuses, as it
+/// would, and can be loaded. Names them.
+fn close_dead_ends(rules: &mut [Proposal]) -> Vec<String> {
+    let mut closed = Vec::new();
     loop {
         let config = Config {
             default: Effect::Deny,
             rules: rules.iter().map(|it| it.rule.clone()).collect(),
         };
         let problems = Engine::compile(&config).err().unwrap_or_default();
-        let mut dead: BTreeSet<usize> = BTreeSet::new();
+        let before = closed.len();
         for problem in problems {
             let number = problem.key.split('.').nth(2);
-            dead.extend(number.and_then(|number| number.parse::<usize>().ok()));
+            let number = number.and_then(|number| number.parse::<usize>().ok());
+            let rule = number.and_then(|number| rules.get_mut(number));
+            if let Some(rule) = rule.map(|it| &mut it.rule)
+                && rule.effect == Effect::Rewrite
+            {
+                rule.effect = Effect::Deny;
+                rule.instead = None;
+                closed.push(rule.id.clone());
+            }
         }
-        dead.retain(|number| {
-            let rule = rules.get(*number);
-            rule.is_some_and(|it| it.rule.effect == Effect::Rewrite)
-        });
-        if dead.is_empty() {
-            return dropped;
-        }
-        for number in dead.into_iter().rev() {
-            dropped.push(rules.remove(number).rule.id);
+        if closed.len() == before {
+            return closed;
         }
     }
 }

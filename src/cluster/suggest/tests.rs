@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::Effect;
 
 fn recorded(images: &[&str]) -> Recorded {
     let line = |image: &&str| {
@@ -88,9 +89,22 @@ fn a_rule_is_read_as_it_was_written() {
         "ghcr.io/a@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let (text, _, _) = suggest(POLICY, &["quay.io/a:1", DIGEST]);
     let proposed = toml::from_str::<File>(&text).unwrap().policy;
-    let mut present: Config = toml::from_str(POLICY).unwrap();
+    let read = |policy: &str| toml::from_str::<Config>(policy).unwrap();
+    let mut present = read(POLICY);
     present.rules[1].images = vec!["quay.io/a".to_owned()];
     present.rules[2].images = vec!["ghcr.io/a".to_owned()];
+    for (at, rest) in [(2, "settled-rest"), (4, "pinned-rest")] {
+        let images = read(POLICY).rules[at / 2].images.clone();
+        let rule = RuleConfig {
+            id: rest.to_owned(),
+            images,
+            effect: Effect::Deny,
+            require: None,
+            min_age: None,
+            ..present.rules[at - 1].clone()
+        };
+        present.rules.insert(at, rule);
+    }
     assert_eq!(
         format!("{:?}", proposed.rules),
         format!("{:?}", present.rules),

@@ -98,7 +98,7 @@ fn rules_keep_their_place_and_their_limits() {
 }
 
 #[test]
-fn a_rewrite_that_leads_nowhere_any_more_is_left_out() {
+fn a_rewrite_that_leads_nowhere_any_more_refuses() {
     const POLICY: &str = r#"
         rules = [
             { id = "moved", images = ["gcr.io/**"], effect = "rewrite", instead = "quay.io/**" },
@@ -112,9 +112,35 @@ fn a_rewrite_that_leads_nowhere_any_more_is_left_out() {
         client: &Client::default(),
     }];
     let suggestion = engine.suggest(&config, &pulls, true);
-    assert_eq!(suggestion.dropped, ["moved"]);
-    assert_eq!(suggestion.rules.len(), 1);
-    assert_eq!(suggestion.rules[0].rule.images, ["ghcr.io/a"]);
+    assert_eq!(suggestion.closed, ["moved"]);
+    let rules = suggestion.rules.iter().map(|it| &it.rule);
+    let rules: Vec<_> = rules.map(|rule| (rule.effect, &rule.images[..])).collect();
+    assert_eq!(
+        rules,
+        [
+            (Effect::Deny, &["gcr.io/**".to_owned()][..]),
+            (Effect::Allow, &["ghcr.io/a".to_owned()]),
+        ]
+    );
+}
+
+/// It refused the tag, and a rewrite below it would not.
+#[test]
+fn what_a_condition_refuses_stays_refused() {
+    const POLICY: &str = r#"
+        default = "allow"
+        rules = [
+            { id = "pinned", images = ["quay.io/b"], effect = "allow", require = "digest" },
+            { id = "moved", images = ["**/b"], effect = "rewrite", instead = "ghcr.io/a" },
+        ]"#;
+    assert_eq!(
+        suggest(POLICY, &["gcr.io/b:1"]),
+        [
+            "pinned-rest: quay.io/b",
+            "moved: **/b",
+            "pulled-ghcr.io: ghcr.io/a"
+        ]
+    );
 }
 
 #[test]
@@ -168,7 +194,7 @@ proptest! {
         for other in others {
             let other: Target = other.replace('?', ":1").parse().unwrap();
             let (before, after) = (served(&engine, &other), served(&proposed, &other));
-            if before.0 == Effect::Deny && !before.1 && suggestion.dropped.is_empty() {
+            if before.0 == Effect::Deny && !before.1 {
                 prop_assert!(after.0 == Effect::Deny && !after.1, "{}", other);
             }
         }
