@@ -384,8 +384,9 @@ fn check(key: &str, config: &Config) -> Vec<String> {
 /// address is judged here: where the names are anybody's, somebody must have said that it does.
 fn check_proxied(key: &str, config: &Config, filters: bool) -> Vec<String> {
     let mut wrong = Vec::new();
-    let open = |list: &[HostPattern]| list.iter().any(HostPattern::is_any);
-    if !filters && (key == "*" || open(&config.auth_hosts) || open(&config.redirect_hosts)) {
+    let own: Option<HostPattern> = key.parse().ok();
+    let lists = config.auth_hosts.iter().chain(&config.redirect_hosts);
+    if !filters && own.iter().chain(lists).any(HostPattern::is_any) {
         wrong.push(
             "lets in any host, and the egress proxy looks names up where no address can be \
              checked: if the proxy refuses internal targets, say proxy_filters = true under \

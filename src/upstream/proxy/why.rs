@@ -93,8 +93,9 @@ impl Proxy {
                 "{self} did not open a connection to {host} in time"
             ));
         }
+        let tunnel = said.is_some();
         let said = said.unwrap_or("closed the connection");
-        if self.url.0.scheme() == "http" {
+        if tunnel && self.url.0.scheme() == "http" {
             return match self.connect(&mut stream, host).await {
                 Some(407) => self.wants_login(),
                 Some(status @ 400..500) => NoWayOut(format!(

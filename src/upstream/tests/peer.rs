@@ -4,6 +4,7 @@ use ::http::header::{AUTHORIZATION, RANGE};
 use ::http::{HeaderMap, HeaderValue, Method};
 use url::Url;
 
+use super::gate::{Does, Gate};
 use super::*;
 use crate::telemetry::Secret;
 use crate::telemetry::ledger::Purpose;
@@ -18,15 +19,14 @@ fn key(secret: &str) -> PeerKey {
 }
 
 fn peers(networks: &[&str]) -> Peers {
-    peers_in(networks, &Metrics::default())
+    peers_in(&Egress::default(), networks, &Metrics::default())
 }
 
-fn peers_in(networks: &[&str], metrics: &Metrics) -> Peers {
+fn peers_in(egress: &Egress, networks: &[&str], metrics: &Metrics) -> Peers {
     install_crypto();
     let networks = networks.iter().map(|network| network.parse().unwrap());
     let key = PeerKey::new(&Secret::new("hunter2".to_owned()), networks.collect());
-    let (limits, egress) = (Limits::default(), Egress::default());
-    Peers::new(key, &limits, &egress, metrics).unwrap()
+    Peers::new(key, &Limits::default(), egress, metrics).unwrap()
 }
 
 fn signed(authorization: &str, range: &str) -> HeaderMap {
@@ -90,7 +90,7 @@ async fn a_blob_is_asked_for_by_a_signed_range() {
     let server =
         Server::start(|_| Reply::new(206, "hello").header("content-range", "bytes 5-9/10")).await;
     let metrics = Metrics::default();
-    let peers = peers_in(&["127.0.0.0/8"], &metrics);
+    let peers = peers_in(&Egress::default(), &["127.0.0.0/8"], &metrics);
     let url: Url = server.url().parse().unwrap();
     let answer = peers.blob(&url, &digest(), Some(5..105)).await.unwrap();
     let [row] = &metrics.ledger.snapshot().hosts[..] else {
@@ -119,7 +119,7 @@ async fn nothing_outside_the_networks_is_dialled() {
     let server = Server::bystander().await;
     let port = server.address.port();
     let metrics = Metrics::default();
-    let peers = peers_in(&["10.0.0.0/8"], &metrics);
+    let peers = peers_in(&Egress::default(), &["10.0.0.0/8"], &metrics);
     for host in ["127.0.0.1", "localhost", "[::1]", "0x7f.1"] {
         let url: Url = format!("http://{host}:{port}").parse().unwrap();
         let refused = kind(peers.blob(&url, &digest(), None).await);
@@ -171,4 +171,16 @@ async fn a_redirect_of_a_peer_leads_nowhere() {
     let answer = peers(&["127.0.0.0/8"]).blob(&url, &digest(), None).await;
     assert!(matches!(kind(answer), UpstreamErrorKind::Invalid(_)));
     assert_eq!(other.connections(), 0);
+}
+
+/// Replicas are inside, where no egress proxy leads.
+#[tokio::test]
+async fn no_proxy_is_asked_for_a_replica() {
+    let gate = Gate::start(None, |_| Does::HangUp).await;
+    let server = Server::start(|_| Reply::new(404, "")).await;
+    let url = Url::parse(&server.url()).unwrap();
+    let peers = peers_in(&gate.egress(""), &["127.0.0.0/8"], &Metrics::default());
+    let error = kind(peers.blob(&url, &digest(), None).await);
+    assert_eq!(error, UpstreamErrorKind::NotFound);
+    assert_eq!((server.seen().len(), gate.targets().len()), (1, 0));
 }
