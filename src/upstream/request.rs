@@ -125,13 +125,14 @@ impl Transport {
 
     /// What `url` is asked for: an endpoint stays one when a redirect leads back to it.
     fn purpose(&self, kind: UpstreamRequest, url: &Url) -> ledger::Purpose {
-        let mut endpoints = self.hosts.endpoints.iter();
+        let is_there = |endpoint: &Url| {
+            endpoint.host_str() == url.host_str()
+                && endpoint.port_or_known_default() == url.port_or_known_default()
+        };
         match kind {
             UpstreamRequest::Token => ledger::Purpose::Token,
             UpstreamRequest::Identity => ledger::Purpose::Identity,
-            _ if endpoints.any(|endpoint| endpoint.origin() == url.origin()) => {
-                ledger::Purpose::Endpoint
-            }
+            _ if self.hosts.endpoints.iter().any(is_there) => ledger::Purpose::Endpoint,
             _ => ledger::Purpose::Redirect,
         }
     }

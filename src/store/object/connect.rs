@@ -47,8 +47,8 @@ struct Identity<'a> {
 }
 
 /// Opens the store that `config` names. `client` decides how hosts are reached and how long a
-/// connection may take, and `ledger` hears of each request. Reads secrets from files; an emulator's container is made, which is the
-/// only request that this sends.
+/// connection may take, and `ledger` hears of each request. Reads secrets from files; an emulator's
+/// container is made, which is the only request that this sends.
 ///
 /// # Errors
 ///
