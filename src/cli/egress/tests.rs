@@ -435,6 +435,33 @@ fn what_was_used_is_a_table_or_a_list_for_a_firewall() {
     assert!(format!("{error:#}").contains("ledger.json"), "{error:#}");
 }
 
+/// Below a wildcard an upstream may redirect to any name, and a shell may read what is written.
+#[test]
+fn what_was_dialled_is_no_command() {
+    let host = "x';touch${IFS}y;'.example";
+    let url = url::Url::parse(&format!("https://{host}/")).unwrap();
+    assert_eq!(
+        url.host_str().map(str::len),
+        Some(host.len()),
+        "no URL has it"
+    );
+    let row = GONE.replace("old.example", host);
+    for format in ["az", "bicep", "terraform", "cilium", "calico", "squid"] {
+        let text = with_ledger(&row, &["--observed", "-o", format])
+            .unwrap()
+            .text;
+        let comments = ["#", "//"];
+        let is_comment = |line: &&str| comments.iter().any(|sign| line.starts_with(sign));
+        let (said, read): (Vec<_>, Vec<_>) = text.lines().partition(is_comment);
+        assert!(
+            said.iter()
+                .any(|line| line.contains("no name that a rule may have")),
+            "{text}"
+        );
+        assert!(!read.iter().any(|line| line.contains("touch")), "{text}");
+    }
+}
+
 #[test]
 fn a_difference_is_a_finding_when_something_was_used_or_refused() {
     let fine = with_ledger("", &["--diff"]).unwrap();

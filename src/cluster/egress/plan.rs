@@ -50,6 +50,10 @@ impl Plan {
                 remarks.insert(format!(
                     "{at} for {owner} is an address: it needs a rule by address, not by name"
                 ));
+            } else if !is_name(host) {
+                remarks.insert(format!(
+                    "{at:?} for {owner} is no name that a rule may have"
+                ));
             } else {
                 let key = (&**owner, need.host.port, need.host.tls);
                 groups.entry(key).or_default().insert(host);
@@ -124,6 +128,13 @@ fn breadth(host: &str) -> Option<&'static str> {
         );
     }
     None
+}
+
+/// Hosts of URLs may have quotes and worse, and rules are read by shells.
+fn is_name(host: &str) -> bool {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    !name.is_empty() && name.chars().all(plain)
 }
 
 fn is_address(host: &str) -> bool {
