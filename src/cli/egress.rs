@@ -96,6 +96,7 @@ impl Egress {
             return Ok(Needs::of_images(&images, &policy, &book));
         }
         let mut needs = Needs::of_policy(&policy, &book);
+        needs.notes.extend(way_out(config));
         if let Some(shared) = &config.store.shared {
             let hosts = shared.hosts();
             if !shared.redirect.is_empty()
@@ -176,6 +177,32 @@ impl Egress {
         }
         Ok(snapshot)
     }
+}
+
+/// Who has to let these hosts through, where that is not the firewall in front of us.
+fn way_out(config: &Config) -> Vec<String> {
+    let Some(proxy) = &config.egress.proxy else {
+        return Vec::new();
+    };
+    let mut notes = vec![format!(
+        "the egress proxy {proxy} must let these hosts through; this machine dials nothing else but \
+         that proxy"
+    )];
+    let past = config.upstreams.iter();
+    let past = past.filter(|(_, upstream)| upstream.proxy.is_some());
+    let mut past: Vec<String> = past
+        .map(|(key, _)| format!("[upstreams.\"{key}\"]"))
+        .collect();
+    let shared = config.store.shared.as_ref();
+    past.extend(
+        shared
+            .filter(|shared| !shared.by_proxy())
+            .map(|_| "[store.shared]".to_owned()),
+    );
+    if !past.is_empty() {
+        notes.push(format!("except for {}, which go past it", past.join(", ")));
+    }
+    notes
 }
 
 fn difference(needs: &Needs, snapshot: &Snapshot) -> Report {

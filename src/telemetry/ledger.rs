@@ -32,12 +32,10 @@ pub enum Purpose {
     Redirect,
     /// The shared object store.
     Store,
-    /// Who gives the shared store's credential.
+    /// Who says who we are, to the shared store or to a registry.
     Identity,
     /// Another replica.
     Peer,
-    /// The way out itself.
-    Proxy,
 }
 
 /// Why a host was not dialled.
@@ -369,7 +367,6 @@ impl Purpose {
             Purpose::Store => "store",
             Purpose::Identity => "identity",
             Purpose::Peer => "peer",
-            Purpose::Proxy => "proxy",
         }
     }
 }

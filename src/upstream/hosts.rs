@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use url::Url;
 
 use super::config::Config;
+use super::credentials::identity_urls;
 use super::egress::HostPattern;
 use super::known::{Known, REGISTRIES};
 use crate::oci::Registry;
@@ -174,6 +175,11 @@ impl Part<'_> {
                 }
             }
         }
+        let identities = identity_urls(self.key, config);
+        hosts.extend(identities.iter().map(|url| Listed {
+            purpose: Purpose::Identity,
+            ..Listed::endpoint(url)
+        }));
         hosts
     }
 }
@@ -249,6 +255,29 @@ mod tests {
         assert!(
             hub.iter()
                 .any(|host| host.contains("r2.cloudflarestorage.com"))
+        );
+    }
+
+    #[test]
+    fn an_identity_is_asked_for_elsewhere() {
+        let toml = "[\"corp.azurecr.io\"]\ncredential = \"azure\"\n[\"corp.azurecr.cn\"]\n\
+                    [\"corp.azurecr.cn\".logins.team]\n\
+                    credential = { azure = \"workload-identity\" }";
+        let identities = |registry: &str| {
+            let hosts = of(toml, registry).unwrap().into_iter();
+            let hosts = hosts.filter(|host| host.starts_with("identity "));
+            hosts.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            identities("corp.azurecr.io"),
+            [
+                "identity http://169.254.169.254:80",
+                "identity https://login.microsoftonline.com:443"
+            ]
+        );
+        assert_eq!(
+            identities("corp.azurecr.cn"),
+            ["identity https://login.chinacloudapi.cn:443"]
         );
     }
 

@@ -75,6 +75,7 @@ impl Scene {
             let message = judgement.message.clone().unwrap_or_default();
             match (judgement.outcome, written) {
                 (Outcome::Allowed, _) => {}
+                (Outcome::Refused, _) => unreachable!("nothing was pulled before"),
                 (Outcome::Warning, _) => verdict.warned.push(message),
                 (Outcome::Violation, _) => verdict.denied.push(message),
                 (Outcome::Unreadable, Written::Image(_)) => {

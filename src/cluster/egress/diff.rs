@@ -37,9 +37,8 @@ impl Diff {
                 owners.push(need.owner.clone());
             }
         }
-        // Replicas are where `networks` says, or they are not dialled; and the way out is no need.
-        let beside = [Purpose::Peer, Purpose::Proxy];
-        let others = used.iter().filter(|row| !beside.contains(&row.purpose));
+        // Replicas are where `networks` says, or they are not dialled.
+        let others = used.iter().filter(|row| row.purpose != Purpose::Peer);
         let not_needed = others.filter(|row| !needed(row));
         Diff {
             not_needed: not_needed.map(|row| (*row).clone()).collect(),

@@ -125,8 +125,7 @@ impl Azure {
         factory: &mut Factory<'_>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, String> {
-        let fits = |(suffix, _, _): &&(&str, &str, &str)| key.ends_with(suffix);
-        let (_, login, manager) = CLOUDS.iter().find(fits).unwrap_or(&CLOUDS[2]);
+        let (_, login, manager) = cloud(key);
         let identity = Identity::new(source)?;
         let (clients, host) = match &identity {
             Identity::Workload { .. } => {
@@ -394,6 +393,26 @@ impl Failure {
             UpstreamErrorKind::LoginUnavailable(text)
         }
     }
+}
+
+/// Where the identity for the entry `key` may be asked for, by the configuration alone: which one it
+/// is, and whether the platform names another login host, the environment of the server says.
+pub(super) fn hosts(key: &str, source: &AzureSource) -> Vec<Url> {
+    let (_, login, _) = cloud(key);
+    let hosts: &[&str] = match source.kind {
+        Some(AzureKind::WorkloadIdentity) => &[login],
+        Some(AzureKind::ManagedIdentity) => &[IMDS],
+        None => &[login, IMDS],
+    };
+    hosts
+        .iter()
+        .filter_map(|host| Url::parse(host).ok())
+        .collect()
+}
+
+fn cloud(key: &str) -> &'static (&'static str, &'static str, &'static str) {
+    let fits = |(suffix, _, _): &&(&str, &str, &str)| key.ends_with(suffix);
+    CLOUDS.iter().find(fits).unwrap_or(&CLOUDS[2])
 }
 
 // === impl Identity ===

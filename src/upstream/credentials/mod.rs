@@ -27,6 +27,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::UpstreamErrorKind;
@@ -217,6 +218,23 @@ impl Logins {
         let found = self.0.iter().find(|(prefix, _)| is_under(name, prefix));
         found.map(|(_, login)| login)
     }
+}
+
+/// Where the entry `key` may ask for identities, by the configuration alone; each once.
+pub(super) fn identity_urls(key: &str, config: &Config) -> Vec<Url> {
+    let logins = config.logins.values();
+    let sources = logins
+        .map(|login| &login.credential)
+        .chain([&config.credential]);
+    let mut urls: Vec<Url> = Vec::new();
+    for source in sources.flatten() {
+        if let CredentialSource::Azure(source) = source {
+            urls.extend(azure::hosts(key, source));
+        }
+    }
+    urls.sort();
+    urls.dedup();
+    urls
 }
 
 /// Whether a repository is `prefix` or below it, by whole segments.
