@@ -84,6 +84,13 @@ pub async fn serve(config: Config, source: Source) -> Result<(), AppError> {
         let prune = prune::run(store, config.prune_older_than, background);
         engine.tracker.spawn(prune);
     }
+    if let Ok(wanted) = config.warm.wanted()
+        && !wanted.images.is_empty()
+    {
+        let (cache, every) = (Arc::clone(&engine.cache), config.warm.every);
+        let warm = cache.keep_warm(wanted, every, engine.background.clone());
+        engine.tracker.spawn(warm);
+    }
     let (_ready, ready) = watch::channel(true);
     let limits = Limits {
         answer: config.limits.answer,

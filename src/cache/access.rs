@@ -38,8 +38,12 @@ impl Access {
         self.target.reference.as_ref()
     }
 
-    pub(super) fn target(&self) -> &Target {
-        &self.target
+    /// Where the rules send what was `asked` for, if they do.
+    pub(super) fn rewritten_from(&self, asked: (&Repository, &Reference)) -> Option<Arc<Target>> {
+        let (repository, reference) = asked;
+        let elsewhere = self.target.repository != *repository
+            || self.reference().is_some_and(|there| there != reference);
+        elsewhere.then(|| Arc::new(self.target.clone()))
     }
 
     pub(super) fn rule(&self) -> Option<&Arc<str>> {

@@ -2,7 +2,8 @@
 //!
 //! What the upstream names is asked for and noted as ever, so that its time begins to run; only the
 //! answer is an older digest, or a refusal that says when there will be one. Times are our own:
-//! those inside an image are whatever its maker wrote there.
+//! those inside an image are whatever its maker wrote there. What an operator warms by hand counts
+//! as old enough, for everybody and from then on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use jiff::Timestamp;
 use super::access::Access;
 use super::manifest::{Accept, ManifestAnswer, now};
 use super::{Cache, CacheError};
-use crate::oci::Tag;
+use crate::oci::{Reference, Repository, Tag};
+use crate::policy::Client;
 use crate::store::{TagEntry, Variant};
 
 impl Cache {
@@ -43,12 +45,37 @@ impl Cache {
     }
 }
 
-/// The newest entry that was first seen longer ago than `age`, or the time from which there will
-/// be one. Times are unix seconds, entries are newest last.
+impl Cache {
+    /// An operator wants what a tag points to now, however young it is.
+    pub(super) async fn vouch_for(
+        self: &Arc<Self>,
+        client: &Client,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(), CacheError> {
+        let access = self.enter(client, repository, Some(reference)).await?;
+        if access.obligation().is_none() {
+            return Ok(());
+        }
+        if let Some(Reference::Tag(tag)) = access.reference() {
+            let variant = Variant::Any;
+            let answer = self
+                .current(&access, tag, &Accept::everything(), variant)
+                .await?;
+            let digest = answer.manifest.digest();
+            self.store.vouch_for(access.repository(), tag, digest).await;
+        }
+        Ok(())
+    }
+}
+
+/// The newest entry that was first seen longer ago than `age` or that an operator vouched for, or
+/// the time from which there will be one. Times are unix seconds, entries are newest last.
 fn old_enough(entries: &[TagEntry], age: Duration, now: i64) -> Result<&TagEntry, i64> {
     let age = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
     let from = |entry: &TagEntry| entry.first_seen.saturating_add(age);
-    let old = entries.iter().rev().find(|entry| from(entry) <= now);
+    let enough = |entry: &&TagEntry| entry.vouched || from(entry) <= now;
+    let old = entries.iter().rev().find(enough);
     old.ok_or_else(|| entries.iter().map(from).min().unwrap_or(i64::MAX))
 }
 
@@ -79,6 +106,11 @@ mod tests {
         assert_eq!(at(7 * day - 1), Ok(2));
         assert_eq!(at(7 * day), Ok(4));
         assert_eq!(at(99 * day), Ok(4));
+        let mut vouched = entries.clone();
+        vouched[2].vouched = true;
+        let at = |now: i64| old_enough(&vouched, age, now).map(|entry| entry.first_seen / day);
+        assert_eq!(at(4 * day - 1), Ok(2));
+        assert_eq!(at(7 * day), Ok(4), "newer, and old enough by itself");
         assert_eq!(old_enough(&entries, Duration::MAX, day), Err(i64::MAX));
         assert_eq!(old_enough(&[], age, day), Err(i64::MAX));
     }

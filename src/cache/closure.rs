@@ -1,8 +1,9 @@
 //! An image made whole: every manifest and blob of it is fetched and verified, through the same
 //! gate as any pull.
 //!
-//! First a *survey*: the manifests of the chosen platforms and of what refers to them, which says
-//! what there is and how large it is. Then the blobs, a few at a time. Whatever was fetched stays
+//! First a *survey*: the manifests of the chosen platforms and of what refers to them (as their
+//! subject, or by the tags that cosign gives signatures), which says what there is and how large it
+//! is. Then the blobs, a few at a time. Whatever was fetched stays
 //! in the cache when this is given up half-way, so the next try goes on from there.
 
 use std::collections::HashMap;
@@ -14,11 +15,13 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 
+use super::listing::fallback_tag;
 use super::{Cache, CacheError, Client, Wanted};
 use crate::oci::{Descriptor, Digest, Image, Manifest, Platform, Reference, Repository};
 use crate::store::Hold;
 use crate::store::catalog::Name;
 use crate::store::pins::PinnedBlob;
+use crate::upstream::UpstreamErrorKind;
 
 /// Manifests asked for at once.
 const MANIFESTS_AT_ONCE: usize = 8;
@@ -26,12 +29,16 @@ const MANIFESTS_AT_ONCE: usize = 8;
 const BLOBS_AT_ONCE: usize = 4;
 /// Indexes in indexes: real ones have one level.
 const DEEPEST: usize = 8;
+/// How deep what cosign signs lies: the index, and its images.
+const SIGNED: usize = 1;
 /// More than any image has with all its platforms and signatures.
 const MOST_BLOBS: usize = 20_000;
 /// Tries of one blob whose upstream fails.
 const TRIES: u32 = 3;
 /// How long to wait before the second try; the third waits twice as long.
 const PAUSE: Duration = Duration::from_secs(1);
+/// What cosign adds to a digest's [`fallback_tag`] for signatures, attestations and bills of material.
+const COMPANIONS: [&str; 3] = [".sig", ".att", ".sbom"];
 /// How often to look whether a fetched blob is on disk; answers do not wait for that, we do.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -39,6 +46,8 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Closure {
     pub name: Name,
+    /// Tags under which its signatures and attestations are found.
+    pub companions: Vec<Name>,
     /// Each manifest before what it refers to.
     pub parts: Vec<Part>,
     holds: HashMap<Digest, Hold>,
@@ -56,7 +65,7 @@ pub struct Part {
 }
 
 /// How far it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Blobs that are whole, and how many there are.
     pub blobs: (u64, u64),
@@ -95,17 +104,22 @@ fn operator() -> Client {
 
 impl Cache {
     /// Finds out what an image is made of, and fetches its manifests. `platforms` choose from an
-    /// index; none of them means all. `why` says for what the parts are held: see
-    /// [`crate::store::Disk::hold`].
+    /// index; none of them means all. `vouched`: an operator wants what the image is now, however
+    /// young. `why` says for what the parts are held: see [`crate::store::Disk::hold`].
     ///
     /// Cancel-safe: what was fetched stays in the cache.
     pub async fn survey(
         self: &Arc<Self>,
         image: &Image,
         platforms: &[Platform],
+        vouched: bool,
         why: &'static str,
     ) -> Result<Closure, ClosureError> {
         let (repository, reference) = (&image.repository, image.reference());
+        if vouched {
+            let vouched = self.vouch_for(&operator(), repository, &reference).await;
+            vouched.map_err(|error| at(image, error))?;
+        }
         let root = self.own_manifest(&operator(), repository, &reference).await;
         let root = root.map_err(|error| at(image, error))?.manifest;
         let mut survey = Survey {
@@ -118,14 +132,19 @@ impl Cache {
                     reference,
                     digest: *root.digest(),
                 },
+                companions: Vec::new(),
                 parts: Vec::new(),
                 holds: HashMap::new(),
             },
         };
         let mut level = vec![root];
-        for _ in 0..DEEPEST {
+        for depth in 0..DEEPEST {
             if level.is_empty() {
                 return Ok(survey.closure);
+            }
+            if depth <= SIGNED {
+                let found = survey.companions(&level).await?;
+                level.extend(found);
             }
             level = survey.descend(level, why).await?;
         }
@@ -326,6 +345,43 @@ impl Survey<'_> {
         Ok(chosen.map(|entry| entry.digest).collect())
     }
 
+    /// What is kept about these manifests under tags of its own. That there is nothing is the
+    /// rule, and so may be that policy allows no such tag; an upstream that fails is an error, or a
+    /// signature would be left behind unseen.
+    async fn companions(
+        &mut self,
+        level: &[Arc<Manifest>],
+    ) -> Result<Vec<Arc<Manifest>>, ClosureError> {
+        let mut tags = Vec::new();
+        for manifest in level {
+            let digest = manifest.digest();
+            tags.extend(COMPANIONS.map(|suffix| fallback_tag(digest, suffix)));
+        }
+        let (cache, repository) = (self.cache, self.repository);
+        let found = stream::iter(tags.into_iter().flatten()).map(async |tag| {
+            let reference = Reference::Tag(tag);
+            let answer = cache
+                .own_manifest(&operator(), repository, &reference)
+                .await;
+            match answer {
+                Ok(answer) => Ok(Some((reference, answer.manifest))),
+                Err(error) if error.is_outage() => Err(at(&reference, error)),
+                Err(_) => Ok(None),
+            }
+        });
+        let found: Vec<_> = found.buffered(MANIFESTS_AT_ONCE).try_collect().await?;
+        let mut manifests = Vec::new();
+        for (reference, manifest) in found.into_iter().flatten() {
+            self.closure.companions.push(Name {
+                repository: repository.clone(),
+                reference,
+                digest: *manifest.digest(),
+            });
+            manifests.push(manifest);
+        }
+        Ok(manifests)
+    }
+
     /// Signatures and the like. An upstream that cannot say which there are is no reason to fail.
     async fn referrers(&self, digest: &Digest) -> Vec<Digest> {
         let referrers = self
@@ -338,6 +394,39 @@ impl Survey<'_> {
                 tracing::debug!(%digest, %error, "no list of referrers");
                 Vec::new()
             }
+        }
+    }
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// Two images together.
+    pub(super) fn with(self, other: Progress) -> Progress {
+        let sum = |a: (u64, u64), b: (u64, u64)| (a.0.saturating_add(b.0), a.1.saturating_add(b.1));
+        Progress {
+            blobs: sum(self.blobs, other.blobs),
+            bytes: sum(self.bytes, other.bytes),
+        }
+    }
+}
+
+// === impl ClosureError ===
+
+impl ClosureError {
+    /// Whether trying again a moment later makes sense. An upstream's limit takes longer than that.
+    pub(super) fn may_pass(&self) -> bool {
+        let ClosureError::Cache { error, .. } = self else {
+            return false;
+        };
+        match error {
+            CacheError::Upstream(error)
+                if matches!(error.kind, UpstreamErrorKind::RateLimited { .. }) =>
+            {
+                false
+            }
+            CacheError::WrongBytes(_) | CacheError::Busy { .. } => true,
+            error => error.is_outage(),
         }
     }
 }

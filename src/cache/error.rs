@@ -110,6 +110,22 @@ impl CacheError {
     }
 }
 
+impl CacheError {
+    /// Whether the upstream gave no answer of its own: it may give one later.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            CacheError::Upstream(error) => matches!(
+                error.kind,
+                UpstreamErrorKind::Unavailable(_)
+                    | UpstreamErrorKind::TimedOut(_)
+                    | UpstreamErrorKind::RateLimited { .. }
+            ),
+            CacheError::TooSlow(_) => true,
+            _ => false,
+        }
+    }
+}
+
 impl From<SourceError> for CacheError {
     fn from(error: SourceError) -> Self {
         match upstream_error(&error) {

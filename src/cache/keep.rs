@@ -1,5 +1,6 @@
 //! What operators do with the cache by name: pin, unpin, purge, and the past of a tag.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -31,6 +32,18 @@ pub enum KeepError {
     Pinned { what: String, by: String },
     #[error("{digest} is a part of {image}: purge that")]
     Needed { digest: Digest, image: String },
+}
+
+/// Who wants something pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// `cache pin`
+    Pin,
+    /// `warm`: somebody looked at the image and wants it as it is now, so that no `min_age` keeps
+    /// it back any more.
+    Warm,
+    /// `[warm]` of the configuration: wants whatever may be had.
+    Schedule,
 }
 
 /// A pin that would survive a power loss.
@@ -70,23 +83,26 @@ impl Cache {
         self: &Arc<Self>,
         image: &Image,
         platforms: &[Platform],
-        by: &str,
+        by: By,
         report: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Pinned, KeepError> {
-        let mut closure = self.survey(image, platforms, PINNING).await?;
+        let vouched = by == By::Warm;
+        let mut closure = self.survey(image, platforms, vouched, PINNING).await?;
         let image = closure.name.to_string();
         let pin = |closure: &Closure| ImagePin {
             image: image.clone(),
             platforms: platforms.iter().map(ToString::to_string).collect(),
             closure: closure.blobs(),
-            by: by.to_owned(),
+            by: by.to_string(),
             at: now(),
         };
         // Before gigabytes are fetched in vain.
         self.store.check_size(&pin(&closure))?;
         self.fetch(&mut closure, report).await?;
         let pin = pin(&closure);
-        self.store.pin_image(&closure.name, pin).await?;
+        let mut names = vec![closure.name.clone()];
+        names.extend(closure.companions.iter().cloned());
+        self.store.pin_image(names, pin).await?;
         self.tell_fleet_of_pins().await;
         Ok(Pinned {
             image,
@@ -98,11 +114,11 @@ impl Cache {
     }
 
     /// Pins whatever is cached and matches, now or later, as long as it fits.
-    pub async fn pin_pattern(&self, pattern: &str, by: &str) -> Result<Pinned, KeepError> {
+    pub async fn pin_pattern(&self, pattern: &str) -> Result<Pinned, KeepError> {
         let parsed = Pattern::parse(pattern)?;
         let pin = PatternPin {
             pattern: pattern.to_owned(),
-            by: by.to_owned(),
+            by: By::Pin.to_string(),
             at: now(),
         };
         self.store.pin_pattern(pin).await?;
@@ -264,6 +280,16 @@ impl Cache {
             entries.map(move |entry| (variant, entry.clone()))
         };
         Ok(of(Variant::Any).chain(of(Variant::Image)).collect())
+    }
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            By::Pin => "cache pin",
+            By::Warm => "warm",
+            By::Schedule => "the schedule",
+        })
     }
 }
 

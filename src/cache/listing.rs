@@ -1,8 +1,9 @@
 //! Tag lists and referrers: what a repository says about itself.
 //!
 //! Both are believed for `fresh_for`, served stale when the upstream fails, and kept in memory
-//! only. Offline, tags are those whose records we hold.
+//! only. Offline, tags are those whose records we hold, and referrers the manifests that we hold.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 use super::access::Access;
 use super::error::Kind;
 use super::{Cache, CacheError, Outcome};
-use crate::oci::{Digest, Repository, Tag};
+use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::telemetry::metrics::Stale;
 use crate::upstream::Upstream;
 
@@ -142,11 +143,12 @@ impl Cache {
         digest: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<ReferrersAnswer, CacheError> {
-        if self.offline {
-            return Err(CacheError::Offline { listing: true });
-        }
-        let key = Key::Referrers(access.repository().clone(), *digest);
-        let (body, outcome) = self.listing(access, key).await?;
+        let (body, outcome) = if self.offline {
+            (self.held_referrers(access, digest).await?, Outcome::Hit)
+        } else {
+            let key = Key::Referrers(access.repository().clone(), *digest);
+            self.listing(access, key).await?
+        };
         let Some(artifact_type) = artifact_type else {
             return Ok(ReferrersAnswer {
                 body,
@@ -159,7 +161,8 @@ impl Cache {
             serde_json::from_str::<Referrer<'_>>(descriptor.get())
                 .is_ok_and(|referrer| referrer.artifact_type.as_deref() == Some(artifact_type))
         };
-        let chosen: Vec<&RawValue> = index.manifests.into_iter().filter(matches).collect();
+        let chosen = index.manifests.into_iter().filter(matches);
+        let chosen: Vec<&str> = chosen.map(RawValue::get).collect();
         Ok(ReferrersAnswer {
             body: index_of(&chosen),
             filtered: true,
@@ -259,18 +262,66 @@ impl Cache {
         if let Some(pages) = found {
             return joined(&pages);
         }
-        let tag = format!("{}-{}", digest.algorithm(), &digest.hex()[..64]);
-        let Ok(tag) = tag.parse::<Tag>() else {
-            return Ok(index_of(&[]));
+        let Some(tag) = fallback_tag(digest, "") else {
+            return Ok(no_referrers());
         };
         match self.manifest_by_tag(access, &tag, &[INDEX_TYPE]).await {
             Ok(answer) if serde_json::from_slice::<Index<'_>>(answer.manifest.bytes()).is_ok() => {
                 Ok(answer.manifest.bytes().clone())
             }
-            Ok(_) | Err(CacheError::ManifestUnknown) => Ok(index_of(&[])),
+            Ok(_) | Err(CacheError::ManifestUnknown) => Ok(no_referrers()),
             Err(error) => Err(error),
         }
     }
+}
+
+// === offline ===
+
+impl Cache {
+    /// The referrers that are here, and those that the tag of older clients lists.
+    async fn held_referrers(
+        self: &Arc<Self>,
+        access: &Access,
+        digest: &Digest,
+    ) -> Result<Bytes, CacheError> {
+        let repository = access.repository();
+        let subject = Reference::Digest(*digest);
+        let mut known = self.store.links.children(repository, &subject).await;
+        known.sort_unstable();
+        let mut entries = Vec::new();
+        // An index leads to its images, which are about nothing.
+        for referrer in known {
+            let answer = self.manifest_by_digest(access, &referrer, &[]).await;
+            let Ok(manifest) = answer.map(|answer| answer.manifest) else {
+                continue;
+            };
+            if manifest.subject() == Some(*digest) {
+                entries.extend(manifest.as_referrer());
+            }
+            if entries.len() >= MOST_REFERRERS {
+                break;
+            }
+        }
+        let mut index = index_of(&entries);
+        if let Some(tag) = fallback_tag(digest, "")
+            && let Ok(answer) = self.manifest_by_tag(access, &tag, &[INDEX_TYPE]).await
+            && let Ok(both) = joined(&[index.clone(), answer.manifest.bytes().clone()])
+        {
+            index = both;
+        } else if entries.is_empty() {
+            return Err(CacheError::Offline { listing: true });
+        }
+        Ok(index)
+    }
+}
+
+/// The tag under which clients without the API keep what refers to `digest`: the list itself
+/// without a suffix, and with `.sig`, `.att` or `.sbom` what cosign signs and attests.
+///
+/// Source: OCI distribution-spec, "Referrers tag schema"; cosign's signature specification.
+pub(super) fn fallback_tag(digest: &Digest, suffix: &str) -> Option<Tag> {
+    let tag = format!("{}-{}{suffix}", digest.algorithm(), &digest.hex()[..64]);
+    tag.parse().ok()
 }
 
 async fn fetch_tags(upstream: &Upstream, repository: &Repository) -> Result<Bytes, CacheError> {
@@ -291,12 +342,18 @@ fn lines(mut tags: Vec<Tag>) -> Bytes {
     text.into()
 }
 
-/// One index for all pages; a single one stays as it came.
+/// One index for all pages, with each manifest once; a single one stays as it came.
 fn joined(pages: &[Bytes]) -> Result<Bytes, CacheError> {
-    let mut manifests = Vec::new();
+    let (mut manifests, mut seen) = (Vec::new(), HashSet::new());
     for page in pages {
         let index: Index<'_> = serde_json::from_slice(page).map_err(not_an_index)?;
-        manifests.extend(index.manifests);
+        let new = index.manifests.into_iter().map(RawValue::get);
+        manifests.extend(
+            new.filter(|text| match serde_json::from_str::<Named>(text) {
+                Ok(named) => seen.insert(named.digest),
+                Err(_) => true,
+            }),
+        );
     }
     match pages {
         [page] => Ok(page.clone()),
@@ -304,11 +361,13 @@ fn joined(pages: &[Bytes]) -> Result<Bytes, CacheError> {
     }
 }
 
-fn index_of(manifests: &[&RawValue]) -> Bytes {
-    let manifests: Vec<&str> = manifests
-        .iter()
-        .map(|descriptor| descriptor.get())
-        .collect();
+fn no_referrers() -> Bytes {
+    index_of::<&str>(&[])
+}
+
+/// `manifests` are descriptors, as JSON.
+fn index_of<S: AsRef<str>>(manifests: &[S]) -> Bytes {
+    let manifests: Vec<&str> = manifests.iter().map(AsRef::as_ref).collect();
     let manifests = manifests.join(",");
     format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX_TYPE}","manifests":[{manifests}]}}"#).into()
 }
@@ -332,6 +391,9 @@ mod tests {
         assert_eq!(joined(std::slice::from_ref(&one)).unwrap(), one);
         let both = joined(&[one, two]).unwrap();
         assert!(both.ends_with(br#""manifests":[{"a": 1},{"b":2},{"c":3}]}"#));
+        let named = format!(r#"{{"digest":"{}"}}"#, Digest::sha256(b""));
+        let twice = joined(&[page(&named), page(&named)]).unwrap();
+        assert_eq!(twice, index_of(&[named]));
         joined(&[Bytes::from_static(b"<html>")]).unwrap_err();
     }
 }

@@ -458,6 +458,11 @@ impl ManifestAnswer {
 // === impl Accept ===
 
 impl<'a> Accept<'a> {
+    /// Of a client that says nothing.
+    pub(super) fn everything() -> Self {
+        Accept(&[])
+    }
+
     /// What its lines name, without parameters.
     fn ranges(&self) -> impl Iterator<Item = &'a str> {
         let ranges = self.0.iter().flat_map(|line| line.split(','));

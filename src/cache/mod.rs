@@ -9,7 +9,8 @@
 //! lists and referrers. [`source`]: an upstream repository as a fill sees it. [`near`]: who else
 //! may have a blob. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
 //! said a moment ago. [`unwritten`]: manifests on their way to the disk. [`closure`]: an image made
-//! whole. [`keep`]: what operators do with it. [`pulls`]: who asked for what.
+//! whole. [`keep`]: what operators do with it. [`warm`]: many images made whole. [`pulls`]: who
+//! asked for what. [`missing`]: what of that is not here.
 
 mod access;
 mod age;
@@ -20,11 +21,13 @@ mod flight;
 pub mod keep;
 mod listing;
 mod manifest;
+mod missing;
 mod near;
 pub mod pulls;
 mod recent;
 mod source;
 mod unwritten;
+pub mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -202,6 +205,12 @@ impl Cache {
         }))
     }
 
+    /// Whether nobody outside is asked.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.offline
+    }
+
     /// The rules that decide at this moment.
     #[must_use]
     pub fn policy(&self) -> Arc<Engine> {
@@ -287,7 +296,11 @@ impl Cache {
         let access = self
             .enter(client, repository, Some(&Reference::Digest(*digest)))
             .await?;
-        let answer = self.find_blob(client, &access, digest, wanted).await?;
+        let answer = self.find_blob(client, &access, digest, wanted).await;
+        if answer.as_ref().is_err_and(missing::is_missing) {
+            self.note_missing_blob(client, &access, digest).await;
+        }
+        let answer = answer?;
         self.count(RouteLabel::Blob, answer.outcome);
         Ok(answer)
     }

@@ -4,7 +4,8 @@
 //! A target is an image as a client named it. What one pull goes on to ask for by digest is no
 //! target of its own: the manifest that the tag led to, and those of platforms below it. A digest
 //! is one where the client had not asked, lately, for a tag or digest that leads there. Blobs,
-//! lists and referrers are never targets. Nor is what was neither refused nor found.
+//! lists and referrers are never targets. Nor is what was neither refused nor found, but for what is
+//! missing offline.
 //!
 //! A busy cache hears the same names over and over. Most requests therefore change nothing here:
 //! they look one or two names up under a lock that is held for no longer than that, whoever else
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
 use super::manifest::now;
+use super::missing::is_missing;
 use super::{Cache, CacheError, ManifestAnswer};
 use crate::oci::{Digest, Reference, Repository};
 use crate::policy::Client;
@@ -86,8 +88,6 @@ impl Cache {
                 {
                     return;
                 }
-                let rewritten = access.repository() != repository
-                    || access.reference().is_some_and(|there| there != reference);
                 let verdict = Verdict {
                     was: if access.audit().is_some() {
                         Was::Audited
@@ -95,7 +95,7 @@ impl Cache {
                         Was::Allowed
                     },
                     rule: access.rule().cloned(),
-                    rewritten_to: rewritten.then(|| Arc::new(access.target().clone())),
+                    rewritten_to: access.rewritten_from(asked),
                 };
                 let tag = reference.tag();
                 (verdict, tag.map(|_| *answer.manifest.digest()))
@@ -105,6 +105,13 @@ impl Cache {
                 (Verdict::new(Was::Refused, rule), None)
             }
             (Err(CacheError::NotServed(_)), _) => (Verdict::new(Was::NotServed, None), None),
+            (Err(error), Some(access)) if is_missing(error) => {
+                let verdict = Verdict {
+                    rewritten_to: access.rewritten_from(asked),
+                    ..Verdict::new(Was::Missing, access.rule().cloned())
+                };
+                (verdict, None)
+            }
             // Nothing was pulled, and policy has no part in that.
             _ => return,
         };
@@ -139,7 +146,7 @@ impl Pulls {
         }
     }
 
-    fn note(
+    pub(super) fn note(
         &self,
         client: &Client,
         (repository, reference): (&Repository, &Reference),

@@ -79,7 +79,7 @@ impl Audit {
     }
 }
 
-fn read(file: &str) -> Inputs {
+pub(super) fn read(file: &str) -> Inputs {
     let mut bytes = Vec::new();
     // One byte more than there may be, so that it shows.
     let most = LARGEST_INPUT as u64 + 1;

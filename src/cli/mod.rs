@@ -12,6 +12,8 @@ mod nodes;
 mod policy;
 mod pulls;
 mod serve;
+mod status;
+mod warm;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -94,6 +96,10 @@ enum Command {
     /// The policy for somebody else, and another policy for us
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Make images whole and keep them, before anybody asks for them
+    Warm(warm::Warm),
+    /// Say what is in the cache, and what was missing in it
+    Status(status::Status),
     /// Look after the cache
     #[command(subcommand)]
     Cache(cache::Cache),
@@ -129,6 +135,8 @@ impl Arguments {
             Command::Audit(audit) => audit.run(&source, self.output)?,
             Command::Egress(egress) => egress.run(&source, self.output)?,
             Command::Policy(policy) => policy.run(&source, self.output)?,
+            Command::Warm(warm) => warm.run(&source)?,
+            Command::Status(status) => status.run(&source)?,
             Command::Cache(cache) => cache.run(&source)?,
             Command::Nodes(nodes) => nodes.run(&source)?,
         };

@@ -1,7 +1,8 @@
-//! What `audit` reads: Kubernetes objects, compose files and Dockerfiles.
+//! What `audit` and `warm` read: Kubernetes objects, compose files, Dockerfiles and lists.
 //!
 //! A Dockerfile is known by its name (`Dockerfile`, `Containerfile`, with anything before or behind
-//! a dot) or by a first instruction that is FROM or ARG. Everything else is JSON when it starts
+//! a dot) or by a first instruction that is FROM or ARG, a list by an image on each of its lines.
+//! Everything else is JSON when it starts
 //! with a brace or bracket and is not called YAML, and YAML otherwise; each of its documents is a
 //! Kubernetes object (`apiVersion` and `kind`), a compose file (`services`), or said to be neither.
 
@@ -13,6 +14,7 @@ use super::workload;
 
 mod compose;
 mod dockerfile;
+mod list;
 mod variables;
 
 /// All of a cluster's pods, about ten thousand of them. Bytes.
@@ -41,6 +43,8 @@ pub fn read(name: &str, bytes: &[u8]) -> Inputs {
     };
     if is_dockerfile(name, text) {
         inputs.mentions = dockerfile::mentions(text);
+    } else if !is_marked_up(name) && list::is_one(text) {
+        inputs.mentions = list::mentions(text);
     } else {
         documents(name, text, &mut inputs);
     }
@@ -73,9 +77,12 @@ fn is_dockerfile(name: &str, text: &str) -> bool {
                 .strip_suffix(word)
                 .is_some_and(|rest| rest.ends_with('.'))
     };
-    named("Dockerfile")
-        || named("Containerfile")
-        || !has_extension(name, &["yaml", "yml", "json"]) && dockerfile::is_one(text)
+    named("Dockerfile") || named("Containerfile") || !is_marked_up(name) && dockerfile::is_one(text)
+}
+
+/// Whether its name says what it is.
+fn is_marked_up(name: &str) -> bool {
+    has_extension(name, &["yaml", "yml", "json"])
 }
 
 fn has_extension(name: &str, extensions: &[&str]) -> bool {
@@ -99,7 +106,7 @@ fn documents(name: &str, text: &str, inputs: &mut Inputs) {
         Some(error) => inputs.errors.push(format!("{name}: {error}")),
         // An empty input is most likely the output of a command that failed.
         None if !known => inputs.errors.push(format!(
-            "{name}: no Kubernetes object, no compose file and no Dockerfile"
+            "{name}: no Kubernetes object, no compose file, no Dockerfile and no list of images"
         )),
         None => {}
     }

@@ -112,6 +112,7 @@ impl fmt::Display for Pulled {
             Was::Audited => "audited",
             Was::Refused => "refused",
             Was::NotServed => "not served",
+            Was::Missing => "missing",
         };
         let Pulled {
             client,

@@ -42,6 +42,13 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
     for (key, message) in config.egress.check() {
         wrong(&format!("egress.{key}"), message);
     }
+    if let Err((key, message)) = config.warm.wanted() {
+        wrong(&format!("warm.{key}"), message);
+    }
+    if config.server.offline && !config.warm.images.is_empty() {
+        let message = "server.offline is true: nothing can be fetched, so import a bundle";
+        wrong("warm.images", message.to_owned());
+    }
     let shared = config.store.shared.as_ref();
     if let Some(peers) = shared.and_then(|shared| shared.peers.as_ref()) {
         for (key, message) in peers.check() {

@@ -19,7 +19,7 @@ use crate::policy::Problem;
 const PLACES: [&str; 2] = ["portcullis.toml", "/etc/portcullis/portcullis.toml"];
 
 /// Keys that are documented for a later version.
-const LATER: [&str; 2] = ["admin_token", "warm"];
+const LATER: [&str; 1] = ["admin_token"];
 
 /// A configuration file as it was read; empty when there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]

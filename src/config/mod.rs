@@ -27,6 +27,7 @@ pub struct Config {
     pub egress: upstream::Egress,
     pub upstreams: BTreeMap<String, upstream::Config>,
     pub policy: policy::Config,
+    pub warm: cache::warm::Config,
     pub admission: Option<server::admission::Config>,
 }
 

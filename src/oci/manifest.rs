@@ -8,14 +8,15 @@
 //!
 //! Source: OCI image-spec, manifest.md and image-index.md.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Algorithm, Digest};
@@ -101,6 +102,44 @@ struct Document {
     manifests: Option<Vec<RawDescriptor>>,
     /// Of the artifact manifest, which the specification had for a while.
     blobs: Option<Vec<RawDescriptor>>,
+}
+
+/// What a manifest says of its place among referrers.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Referring<'a> {
+    subject: Option<Subject>,
+    #[serde(borrow)]
+    artifact_type: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    config: Option<Config<'a>>,
+    #[serde(borrow)]
+    annotations: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Subject {
+    digest: Digest,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Config<'a> {
+    #[serde(borrow)]
+    media_type: Option<Cow<'a, str>>,
+}
+
+/// An entry of the list of referrers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    media_type: &'a str,
+    digest: &'a Digest,
+    size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -293,6 +332,38 @@ impl Manifest {
             )));
         }
         Ok(children)
+    }
+
+    /// The manifest that this one is about, a signature's image for example.
+    #[must_use]
+    pub fn subject(&self) -> Option<Digest> {
+        Some(self.referring()?.subject?.digest)
+    }
+
+    /// The descriptor by which this manifest stands in the list of its subject's referrers, as
+    /// JSON; None for one that is about nothing.
+    ///
+    /// Source: OCI distribution-spec, "Listing Referrers".
+    #[must_use]
+    pub fn as_referrer(&self) -> Option<String> {
+        let referring = self.referring()?;
+        referring.subject.as_ref()?;
+        let of_config = || referring.config.and_then(|config| config.media_type);
+        let entry = Entry {
+            media_type: self.media_type.as_str(),
+            digest: &self.digest,
+            size: self.bytes.len(),
+            artifact_type: referring.artifact_type.or_else(of_config),
+            annotations: referring.annotations,
+        };
+        serde_json::to_string(&entry).ok()
+    }
+
+    fn referring(&self) -> Option<Referring<'_>> {
+        if !self.media_type.is_manifest() {
+            return None;
+        }
+        serde_json::from_slice(&self.bytes).ok()
     }
 }
 

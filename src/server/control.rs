@@ -32,7 +32,8 @@ use tower::ServiceExt as _;
 
 use super::error::keep_status;
 use crate::cache::Cache;
-use crate::cache::keep::KeepError;
+use crate::cache::keep::{By, KeepError};
+use crate::cache::warm::{MOST_IMAGES, Wanted};
 use crate::oci::{Digest, Image, Platform};
 use crate::store::{Checked, StoreError};
 
@@ -40,6 +41,8 @@ use crate::store::{Checked, StoreError};
 const MOST_CONNECTIONS: usize = 16;
 /// The longest request body, in bytes.
 const LONGEST_BODY: usize = 64 << 10;
+/// The longest one that is a list of images.
+const LONGEST_LIST: usize = 4 << 20;
 /// How long a request's head may take.
 const HEAD: Duration = Duration::from_secs(10);
 /// How often progress is told.
@@ -70,6 +73,15 @@ struct Shared {
 pub struct PinRequest {
     /// Or a pattern, which has a `*`.
     pub image: String,
+    #[serde(default)]
+    pub platforms: Vec<String>,
+}
+
+/// `POST /api/v1/warm`
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmRequest {
+    pub images: Vec<String>,
     #[serde(default)]
     pub platforms: Vec<String>,
 }
@@ -121,12 +133,18 @@ impl Control {
             .route("/api/v1/images", get(images))
             .route("/api/v1/blobs", get(blobs))
             .route("/api/v1/pins", get(pins).post(pin))
+            .route(
+                "/api/v1/warm",
+                post(warm).layer(DefaultBodyLimit::max(LONGEST_LIST)),
+            )
             .route("/api/v1/unpin", post(unpin))
             .route("/api/v1/purge", post(purge))
             .route("/api/v1/verify", post(verify))
             .route("/api/v1/why", get(why))
             .route("/api/v1/history", get(history))
             .route("/api/v1/pulls", get(pulls))
+            .route("/api/v1/missing", get(missing))
+            .route("/api/v1/status", get(status))
             .route("/api/v1/egress", get(egress))
             .layer(DefaultBodyLimit::max(LONGEST_BODY))
             .with_state(shared);
@@ -215,23 +233,46 @@ async fn pin(
     State(shared): State<Arc<Shared>>,
     Json(request): Json<PinRequest>,
 ) -> Result<Response<Body>, Refused> {
-    const BY: &str = "cache pin";
-    if request.platforms.len() > MOST_PLATFORMS {
-        return Err(Refused::Name("too many platforms".to_owned()));
-    }
     if request.image.contains('*') {
-        let pinned = shared.cache.pin_pattern(&request.image, BY).await?;
+        let pinned = shared.cache.pin_pattern(&request.image).await?;
         return Ok(done(pinned).into_response());
     }
     let image: Image = parse(&request.image)?;
-    let platforms = request.platforms.iter().map(|text| parse(text));
-    let platforms = platforms.collect::<Result<Vec<Platform>, _>>()?;
+    let platforms = platforms(&request.platforms)?;
     let cache = Arc::clone(&shared.cache);
     Ok(shared.lines(async move |tell| {
         cache
-            .pin(&image, &platforms, BY, &|progress| tell.progress(&progress))
+            .pin(&image, &platforms, By::Pin, &|progress| {
+                tell.progress(&progress);
+            })
             .await
     }))
+}
+
+async fn warm(
+    State(shared): State<Arc<Shared>>,
+    Json(request): Json<WarmRequest>,
+) -> Result<Response<Body>, Refused> {
+    if request.images.len() > MOST_IMAGES {
+        return Err(Refused::Name(format!("more than {MOST_IMAGES} images")));
+    }
+    let images = request.images.iter().map(|text| parse(text));
+    let wanted = Wanted {
+        images: images.collect::<Result<_, _>>()?,
+        platforms: platforms(&request.platforms)?,
+    };
+    let cache = Arc::clone(&shared.cache);
+    Ok(shared.lines(async move |tell| {
+        let report = |progress| tell.progress(&progress);
+        Ok(cache.warm(&wanted, By::Warm, &report).await)
+    }))
+}
+
+fn platforms(texts: &[String]) -> Result<Vec<Platform>, Refused> {
+    if texts.len() > MOST_PLATFORMS {
+        return Err(Refused::Name("too many platforms".to_owned()));
+    }
+    texts.iter().map(|text| parse(text)).collect()
 }
 
 async fn unpin(State(shared): State<Arc<Shared>>, Json(request): Json<NameRequest>) -> Answer {
@@ -275,6 +316,25 @@ async fn history(State(shared): State<Arc<Shared>>, Query(about): Query<About>) 
     Ok(done(
         json!({ "entries": entries.into_iter().map(entry).collect::<Vec<_>>() }),
     ))
+}
+
+async fn missing(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    done(json!({ "missing": shared.cache.missing().await }))
+}
+
+async fn status(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let cache = &shared.cache;
+    let (blobs, bytes) = cache.store().disk.count();
+    done(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "offline": cache.is_offline(),
+        "blobs": blobs,
+        "bytes": bytes,
+        "limit": cache.store().disk.max_size(),
+        "pinned": cache.store().disk.pins().all().0.len(),
+        "pulled": cache.pulls().pulls.len(),
+        "missing": cache.missing().await.len(),
+    }))
 }
 
 async fn pulls(State(shared): State<Arc<Shared>>) -> Json<Value> {

@@ -233,6 +233,12 @@ impl Disk {
         self.max_size
     }
 
+    /// How many blobs there are, and their bytes.
+    #[must_use]
+    pub fn count(&self) -> (usize, u64) {
+        self.with_index(|index| (index.len(), index.size()))
+    }
+
     /// The pins of this store.
     #[must_use]
     pub fn pins(&self) -> &Pins {

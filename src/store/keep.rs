@@ -97,11 +97,12 @@ impl Store {
     }
 
     /// Pins an image whose closure is here. When this returns, the pin would survive a power loss.
-    /// `name` is the image. Once the disk is at work the pin comes, even if the caller goes away.
+    /// `names` are the image and the tags of its signatures. Once the disk is at work the pin comes,
+    /// even if the caller goes away.
     ///
     /// # Errors
     /// When it is not whole or would not fit; nothing is pinned then.
-    pub async fn pin_image(&self, name: &Name, pin: ImagePin) -> Result<(), PinError> {
+    pub async fn pin_image(&self, names: Vec<Name>, pin: ImagePin) -> Result<(), PinError> {
         self.check_size(&pin)?;
         let digests: Vec<Digest> = pin.closure.iter().map(|blob| blob.digest).collect();
         // Ours, because the caller may go away while the disk is at work.
@@ -114,14 +115,18 @@ impl Store {
         }
         self.links.flush().await;
         self.tags.flush().await;
-        let (disk, name) = (Arc::clone(&self.disk), name.clone());
+        let disk = Arc::clone(&self.disk);
         let pinned = blocking(move || {
             let _holds = holds;
-            if let Some(missing) = disk.first_unlinked(&name.repository, &digests) {
+            if let Some(name) = names.first()
+                && let Some(missing) = disk.first_unlinked(&name.repository, &digests)
+            {
                 return Ok(Err(PinError::Unlinked(missing)));
             }
             disk.faults.noted(disk.make_durable(&digests))?;
-            disk.faults.noted(disk.make_name_durable(&name))?;
+            for name in &names {
+                disk.faults.noted(disk.make_name_durable(name))?;
+            }
             disk.pins.add_image(pin)?;
             Ok(Ok(()))
         });

@@ -176,11 +176,7 @@ impl Links {
     }
 
     /// What leads to `child` directly.
-    pub(super) async fn parents(
-        &self,
-        repository: &Repository,
-        child: &Digest,
-    ) -> BTreeSet<Reference> {
+    pub async fn parents(&self, repository: &Repository, child: &Digest) -> BTreeSet<Reference> {
         let look = |known: &Known| known.led.get(child).cloned().unwrap_or_default();
         self.shelf.read(repository, look).await
     }
@@ -206,6 +202,16 @@ impl Links {
                 known.leads(digest, NEAR, &mut left, &mut is_one)
             })
             .await
+    }
+
+    /// What `parent` leads to directly, as far as this store knows; in no order.
+    pub async fn children(&self, repository: &Repository, parent: &Reference) -> Vec<Digest> {
+        let look = |known: &Known| {
+            let led = known.led.iter();
+            let led = led.filter(|(_, parents)| parents.contains(parent));
+            led.map(|(child, _)| *child).collect()
+        };
+        self.shelf.read(repository, look).await
     }
 
     pub(super) async fn flush(&self) {

@@ -57,6 +57,9 @@ pub struct TagEntry {
     pub first_seen: i64,
     /// When the upstream last did.
     pub last_seen: i64,
+    /// An operator wanted this very content: it counts as old enough for any `min_age`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vouched: bool,
 }
 
 /// What a tag has pointed to, for each variant, newest last: at most 64, thinned out evenly.
@@ -95,10 +98,11 @@ impl TagEntry {
             size,
             first_seen: seen,
             last_seen: seen,
+            vouched: false,
         }
     }
 
-    /// Newest is greatest. No two entries that differ in more than `first_seen` are equal.
+    /// Newest is greatest. No two entries are equal that differ in what a merge does not join.
     fn age(&self) -> (i64, Digest, &str, u64) {
         (
             self.last_seen,
@@ -116,6 +120,13 @@ impl TagRecord {
     #[must_use]
     pub fn current(&self, variant: Variant) -> Option<&TagEntry> {
         self.entries(variant).last()
+    }
+
+    /// What any client was last given by this name.
+    #[must_use]
+    pub fn newest(&self) -> Option<&TagEntry> {
+        let newest = self.variants.values().filter_map(|entries| entries.last());
+        newest.max_by_key(|entry| entry.last_seen)
     }
 
     /// All that is known of one variant, newest last.
@@ -139,8 +150,9 @@ impl TagRecord {
     }
 
     /// What two replicas know together: the union by digest, first seen when either saw it first,
-    /// last seen and checked when either did last. Commutative, associative and idempotent, so
-    /// replicas that have exchanged their records agree. May hold more than 64 entries.
+    /// last seen and checked when either did last, vouched for when either has that. Commutative,
+    /// associative and idempotent, so replicas that have exchanged their records agree. May hold
+    /// more than 64 entries.
     #[must_use]
     pub fn merge(&self, other: &TagRecord) -> TagRecord {
         let mut variants: BTreeMap<Variant, Vec<TagEntry>> = BTreeMap::new();
@@ -151,10 +163,12 @@ impl TagRecord {
                     .entry(entry.digest)
                     .and_modify(|known| {
                         let first_seen = known.first_seen.min(entry.first_seen);
+                        let vouched = known.vouched || entry.vouched;
                         if entry.age() > known.age() {
                             known.clone_from(entry);
                         }
                         known.first_seen = first_seen;
+                        known.vouched = vouched;
                     })
                     .or_insert_with(|| entry.clone());
             }
@@ -212,7 +226,9 @@ impl TagRecord {
             .iter()
             .position(|known| known.digest == entry.digest)
         {
-            entry.first_seen = entry.first_seen.min(entries.remove(position).first_seen);
+            let known = entries.remove(position);
+            entry.first_seen = entry.first_seen.min(known.first_seen);
+            entry.vouched |= known.vouched;
         }
         clamp(entries, entry.last_seen.saturating_sub(1));
         self.checked = entry.last_seen;
@@ -330,6 +346,30 @@ impl Tags {
                 true
             })
             .await;
+    }
+
+    /// An operator wants what the tag points to: see [`TagEntry::vouched`]. Nothing happens when
+    /// the record does not know the digest.
+    pub(super) async fn vouch(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> bool {
+        let key = (repository.clone(), tag.clone());
+        let mut news = false;
+        let vouch = |slot: &mut Slot| {
+            news = slot.record.as_deref().is_some_and(|record| {
+                let entries = &mut record.variants.values().flatten();
+                entries.any(|entry| entry.digest == *digest && !entry.vouched)
+            });
+            if news {
+                slot.update(|record| {
+                    let entries = record.variants.values_mut().flatten();
+                    for entry in entries.filter(|entry| entry.digest == *digest) {
+                        entry.vouched = true;
+                    }
+                });
+            }
+            news
+        };
+        self.shelf.change(&key, vouch).await;
+        news
     }
 
     /// Joins what other replicas know with what is known here, and gives both together.

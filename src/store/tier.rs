@@ -300,6 +300,15 @@ impl Store {
         }
     }
 
+    /// An operator wants what the tag points to: see [`TagEntry::vouched`].
+    pub async fn vouch_for(&self, repository: &Repository, tag: &Tag, digest: &Digest) {
+        let news = self.tags.vouch(repository, tag, digest).await;
+        if let Some(tier) = self.tier.as_ref().filter(|_| news) {
+            let item = Item::Tag(repository.clone(), tag.clone());
+            tier.uploads.note(&item, None);
+        }
+    }
+
     /// The upstream gave this manifest for this repository, and for `tag` if there is one: links
     /// it, notes what leads to it and where it leads, and when the tag pointed to it.
     ///
@@ -330,6 +339,11 @@ impl Store {
             let entry = TagEntry::new(digest, media_type.clone(), size, unix_now());
             self.tags.record(repository, tag, variant, entry).await;
             items.push(Item::Tag(repository.clone(), tag.clone()));
+        }
+        // What it refers to leads to it: offline there is nobody else to ask for referrers.
+        if let Some(subject) = manifest.subject() {
+            let parent = Reference::Digest(subject);
+            led.extend(self.links.add_led(repository, &parent, &[digest]).await);
         }
         // What does not parse as an image leads nowhere, but is served all the same.
         if let Ok(children) = manifest.children() {

@@ -42,6 +42,9 @@ pub struct Metrics {
     pub pulls: Gauge,
     /// Targets that went from the record to make room.
     pub pulls_forgotten: Counter,
+    /// Images that `warm` made whole and pinned, and those that it could not.
+    pub warmed: Counter,
+    pub warm_failures: Counter,
     /// Admission reviews, by what was answered.
     pub admissions: Family<AdmissionLabels, Counter>,
     /// Requests sent to upstreams.
@@ -453,8 +456,18 @@ impl Metrics {
         registry
     }
 
-    /// The record of pulls.
+    /// The record of pulls, and images that came before them.
     fn register_pulls(&self, r: &mut Registry) {
+        r.register(
+            "warmed",
+            "Images made whole and pinned by warm",
+            self.warmed.clone(),
+        );
+        r.register(
+            "warm_failures",
+            "Images that warm could not make whole",
+            self.warm_failures.clone(),
+        );
         r.register("pulls", "Targets of pulls on record", self.pulls.clone());
         r.register(
             "pulls_forgotten",

@@ -57,3 +57,4 @@ mod tags;
 mod targets;
 mod tls;
 mod vectors;
+mod warm;

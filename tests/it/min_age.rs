@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::support::at;
-use crate::support::image::Manifest;
+use crate::support::image::{Image, Manifest};
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::upstream::Upstream;
+use crate::support::{KIB, at};
 
 const TAG: &str = "demo/app/manifests/1";
 const THREE_DAYS: Duration = Duration::from_hours(72);
@@ -110,4 +110,23 @@ fn a_tag_that_moved_answers_the_old_digest_until_the_new_one_is_old_enough() {
     // And the upstream being down changes nothing about that.
     upstream.stop();
     proxy.get(&at(TAG)).assert_whole(&new.bytes);
+}
+
+#[test]
+fn what_an_operator_warms_is_old_enough_for_everybody() {
+    let (upstream, mut proxy, _) = scene();
+    let image = Image::with_layers(&[KIB]);
+    upstream.image("demo/app", "1", &image);
+    proxy.get(&at(TAG)).assert_error(403, "DENIED");
+    let pin = ["cache", "pin", "registry.example/demo/app:1"];
+    proxy.run(|setup| setup, &pin).assert_failure();
+    let warm = ["warm", "registry.example/demo/app:1"];
+    proxy.run(|setup| setup, &warm).assert_success();
+    proxy.get(&at(TAG)).assert_whole(&image.manifest.bytes);
+    // What comes after it has to wait, and the word outlives a restart.
+    upstream.manifest("demo/app", "1", &Manifest::unique());
+    proxy.get(&at(TAG)).assert_whole(&image.manifest.bytes);
+    assert!(proxy.terminate().success());
+    proxy.start_again();
+    proxy.get(&at(TAG)).assert_whole(&image.manifest.bytes);
 }

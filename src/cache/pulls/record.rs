@@ -74,6 +74,8 @@ pub enum Was {
     Refused,
     /// Allowed, but its registry was neither known nor configured.
     NotServed,
+    /// Allowed, but offline it was not here, or not all of it.
+    Missing,
 }
 
 /// All that is on record.
@@ -83,6 +85,16 @@ pub struct Recorded {
     pub pulls: Vec<Pull>,
     /// Targets that had to go.
     pub forgotten: u64,
+}
+
+// === impl Recorded ===
+
+impl Recorded {
+    /// What clients got, in the order of their names.
+    pub fn served(&self) -> impl Iterator<Item = &Target> {
+        let served = |pull: &&Pull| pull.clients.iter().any(Asker::was_served);
+        self.pulls.iter().filter(served).map(|pull| &pull.image)
+    }
 }
 
 // === impl Pull ===
@@ -189,7 +201,7 @@ fn subject<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<Subj
 // === impl Verdict ===
 
 impl Verdict {
-    pub(super) fn new(was: Was, rule: Option<Arc<str>>) -> Self {
+    pub(in crate::cache) fn new(was: Was, rule: Option<Arc<str>>) -> Self {
         Verdict {
             was,
             rule,

@@ -31,7 +31,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// A request of `/api/v1`.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(in crate::cli) struct Asked {
     method: &'static str,
     path: String,
     body: String,
@@ -39,13 +39,13 @@ pub(super) struct Asked {
 
 /// How far the work is, on a terminal.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(in crate::cli) struct Progress {
     bar: ProgressBar,
     verb: &'static str,
 }
 
 /// Asks and waits for the answer. Ending this early ends the work, and harms nothing.
-pub(super) async fn ask(
+pub(in crate::cli) async fn ask(
     config: &Config,
     source: &Source,
     asked: Asked,
@@ -151,7 +151,7 @@ async fn answer(response: Response<Body>, progress: &Progress) -> anyhow::Result
 // === impl Asked ===
 
 impl Asked {
-    pub(super) fn get(what: &str, name: Option<&str>) -> Self {
+    pub(in crate::cli) fn get(what: &str, name: Option<&str>) -> Self {
         let query = name.map(|name| {
             let name = form_urlencoded::byte_serialize(name.as_bytes()).collect::<String>();
             format!("?name={name}")
@@ -163,7 +163,7 @@ impl Asked {
         }
     }
 
-    pub(super) fn post(what: &str, body: &impl Serialize) -> anyhow::Result<Self> {
+    pub(in crate::cli) fn post(what: &str, body: &impl Serialize) -> anyhow::Result<Self> {
         Ok(Asked {
             method: "POST",
             path: format!("/api/v1/{what}"),
@@ -185,7 +185,7 @@ impl Asked {
 
 impl Progress {
     /// Draws on stderr, if that is a terminal.
-    pub(super) fn new(verb: &'static str) -> Self {
+    pub(in crate::cli) fn new(verb: &'static str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let style = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         if let Ok(style) = ProgressStyle::with_template(style) {
@@ -194,7 +194,7 @@ impl Progress {
         Progress { bar, verb }
     }
 
-    pub(super) fn silent() -> Self {
+    pub(in crate::cli) fn silent() -> Self {
         Progress {
             bar: ProgressBar::hidden(),
             verb: "",

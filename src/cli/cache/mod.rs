@@ -5,7 +5,7 @@
 
 pub(super) mod ask;
 mod prune;
-mod show;
+pub(super) mod show;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -46,6 +46,54 @@ fn completeness(image: &Value) -> String {
     }
 }
 
+/// What `warm` did.
+pub(in crate::cli) fn warmed(answer: &Value) -> String {
+    let header = ["IMAGE", "DIGEST", "BLOBS", "SIZE", ""];
+    let row = |image: &Value| match image["error"].as_str() {
+        Some(error) => {
+            let nothing = String::new;
+            vec![
+                text(&image["image"]),
+                nothing(),
+                nothing(),
+                nothing(),
+                error.to_owned(),
+            ]
+        }
+        None => vec![
+            text(&image["image"]),
+            short(&image["digest"]),
+            image["blobs"].to_string(),
+            size(&image["bytes"]),
+            "warm".to_owned(),
+        ],
+    };
+    table(&header, rows(&answer["images"]).map(row), &[2, 3])
+}
+
+pub(in crate::cli) fn status(answer: &Value) -> String {
+    let mut lines = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(lines, "{name:<10}{value}");
+    };
+    line("version", text(&answer["version"]));
+    let offline = answer["offline"] == true;
+    line(
+        "upstreams",
+        if offline { "offline" } else { "asked" }.to_owned(),
+    );
+    let (bytes, limit) = (size(&answer["bytes"]), size(&answer["limit"]));
+    line(
+        "cache",
+        format!("{bytes} of {limit} in {} blobs", answer["blobs"]),
+    );
+    line("pinned", format!("{} images", answer["pinned"]));
+    line("pulled", format!("{} images on record", answer["pulled"]));
+    line("missing", format!("{} images", answer["missing"]));
+    lines
+}
+
 pub(super) fn blobs(answer: &Value) -> String {
     let header = ["DIGEST", "SIZE", "LAST USED", "TRUSTED"];
     let row = |blob: &Value| {

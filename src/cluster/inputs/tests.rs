@@ -172,6 +172,32 @@ fn what_cannot_be_read_is_an_error_and_the_rest_still_counts() {
 }
 
 #[test]
+fn a_list_has_an_image_on_each_line() {
+    let digest = format!("quay.io/a@sha256:{}", "0".repeat(64));
+    let text = format!("# missing\r\nnginx\n\n  registry.k8s.io/pause:3.9  # why\n{digest}\n");
+    let inputs = read("-", text.as_bytes());
+    let found: Vec<_> = inputs
+        .mentions
+        .iter()
+        .map(|mention| (mention.place.line, &mention.written))
+        .collect();
+    let image = |text: &str| Written::Image(text.to_owned());
+    let (nginx, pause, pinned) = (
+        image("nginx"),
+        image("registry.k8s.io/pause:3.9"),
+        image(&digest),
+    );
+    assert_eq!(
+        found,
+        [(Some(2), &nginx), (Some(4), &pause), (Some(5), &pinned)]
+    );
+    for text in ["nginx\nError from server\n", "null\n", "Error\n"] {
+        assert_eq!(read("-", text.as_bytes()).mentions, [], "{text}");
+    }
+    assert_eq!(read("a.yaml", b"nginx\n").mentions, [], "called otherwise");
+}
+
+#[test]
 fn what_is_neither_is_said_to_be() {
     let pod = "apiVersion: v1\nkind: Pod\nspec: {containers: [{image: a}]}\n";
     let inputs = read("a.yaml", format!("{pod}---\nreplicas: 3\n").as_bytes());

@@ -151,7 +151,11 @@ async fn work(path: &Path) -> ! {
                 };
                 let pin = image_pin(&format!("image-{}", number % 5), &[image, layer]);
                 // Another commit may have had it evicted before it was held.
-                if store.pin_image(&name, pin.clone()).await.is_ok() {
+                if store
+                    .pin_image(vec![name.clone()], pin.clone())
+                    .await
+                    .is_ok()
+                {
                     said = format!("!{}!", pin.image);
                 }
             }

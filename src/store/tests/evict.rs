@@ -217,7 +217,7 @@ async fn what_is_pinned_stays_also_after_a_restart() {
         reference: crate::oci::Reference::Digest(images[0][0]),
         digest: images[0][0],
     };
-    let unlinked = store.pin_image(&name, pins[0].clone()).await;
+    let unlinked = store.pin_image(vec![name.clone()], pins[0].clone()).await;
     assert!(
         matches!(unlinked, Err(keep::PinError::Unlinked(_))),
         "{unlinked:?}"
@@ -225,9 +225,12 @@ async fn what_is_pinned_stays_also_after_a_restart() {
     for digest in &images[0] {
         store.links.add_link(&here, digest, None).await;
     }
-    store.pin_image(&name, pins[0].clone()).await.unwrap();
+    store
+        .pin_image(vec![name.clone()], pins[0].clone())
+        .await
+        .unwrap();
     let absent = image_pin("quay.io/a:2", &[Digest::sha256(b"absent")]);
-    let absent = store.pin_image(&name, absent).await;
+    let absent = store.pin_image(vec![name.clone()], absent).await;
     assert!(
         matches!(absent, Err(keep::PinError::Missing(_))),
         "{absent:?}"
@@ -406,7 +409,7 @@ proptest! {
                         };
                         let whole = closure.iter().all(|digest| is_here(&store, digest));
                         let pin = image_pin(&image.to_string(), &closure);
-                        let done = store.pin_image(&name, pin).await;
+                        let done = store.pin_image(vec![name.clone()], pin).await;
                         assert_eq!(done.is_ok(), whole, "{done:?}");
                         if whole {
                             pinned.insert(image, closure);
