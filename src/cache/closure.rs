@@ -271,10 +271,7 @@ impl Survey<'_> {
             let manifests = children.iter().filter(|child| child.is_manifest).cloned();
             next.extend(self.choose(manifests.collect())?);
             for blob in children.iter().filter(|child| !child.is_manifest) {
-                let media_type = blob.media_type.as_ref().map_or("", |found| found.as_str());
-                let is_foreign =
-                    media_type.contains(".foreign.") || media_type.contains(".nondistributable.");
-                self.add(blob.digest, blob.size, why, (false, is_foreign))?;
+                self.add(blob.digest, blob.size, why, (false, blob.is_foreign()))?;
             }
             next.extend(self.referrers(&digest).await);
         }

@@ -195,6 +195,14 @@ impl MediaType {
     }
 }
 
+impl FromStr for MediaType {
+    type Err = InvalidManifest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidManifest> {
+        MediaType::parse(text).ok_or_else(|| invalid("not a media type"))
+    }
+}
+
 fn is_media_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     (1..=127).contains(&bytes.len())
@@ -364,6 +372,15 @@ impl Manifest {
             return None;
         }
         serde_json::from_slice(&self.bytes).ok()
+    }
+}
+
+impl Descriptor {
+    /// Its registry need not have it: layers of that kind come from elsewhere.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        let media_type = self.media_type.as_ref().map_or("", MediaType::as_str);
+        media_type.contains(".foreign.") || media_type.contains(".nondistributable.")
     }
 }
 

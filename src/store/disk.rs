@@ -409,6 +409,18 @@ impl Disk {
         .await
     }
 
+    /// A spool of its own for bytes that do not come by a fill, who would write to the same file.
+    /// The next start sweeps it away if nobody else does.
+    pub async fn spool_apart(self: &Arc<Self>, digest: &Digest) -> Result<Spool, StoreError> {
+        let (disk, digest) = (Arc::clone(self), *digest);
+        blocking(move || {
+            let spool = Spool::apart(Temporary::path(&disk.layout), &digest);
+            disk.faults
+                .noted(spool.map_err(StoreError::io(format!("open a spool of {digest}"))))
+        })
+        .await
+    }
+
     /// Changes the index and shows the result in the metrics.
     pub(super) fn with_index<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
         let mut index = lock(&self.index);

@@ -174,10 +174,7 @@ impl FromStr for Stamp {
 impl Temporary {
     /// A new file with `bytes` in it, on the file system of its later name.
     pub(super) fn write(layout: &Layout, bytes: &[u8]) -> io::Result<Self> {
-        // Unique in this process, and a start sweeps what an earlier process left.
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = layout.spool().join(format!("{number}{}", Self::SUFFIX));
+        let path = Self::path(layout);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -189,6 +186,13 @@ impl Temporary {
         };
         (&*temporary.file).write_all(bytes)?;
         Ok(temporary)
+    }
+
+    /// Unique in this process, and a start sweeps what an earlier process left.
+    pub(super) fn path(layout: &Layout) -> PathBuf {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        layout.spool().join(format!("{number}{}", Self::SUFFIX))
     }
 
     /// How the names of such files end, so that a start can find them.

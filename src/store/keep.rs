@@ -88,8 +88,13 @@ pub struct UsedBy {
 impl Store {
     /// Whether the pinned images would still fit if `pin` were one of them.
     pub fn check_size(&self, pin: &ImagePin) -> Result<(), PinError> {
+        self.check_sizes(std::slice::from_ref(pin))
+    }
+
+    /// The same for many.
+    pub(super) fn check_sizes(&self, pins: &[ImagePin]) -> Result<(), PinError> {
         let limit = self.disk.max_size;
-        let pinned = self.disk.pins.size_with(&pin.closure, &pin.image);
+        let pinned = self.disk.pins.size_with(pins);
         if pinned > limit {
             return Err(PinError::TooLarge { pinned, limit });
         }
@@ -163,7 +168,11 @@ impl Store {
 // === impl Disk: durability ===
 
 impl Disk {
-    fn first_unlinked(&self, repository: &Repository, digests: &[Digest]) -> Option<Digest> {
+    pub(super) fn first_unlinked(
+        &self,
+        repository: &Repository,
+        digests: &[Digest],
+    ) -> Option<Digest> {
         let links = super::Links::on_disk(&self.layout, repository, &self.faults);
         digests
             .iter()
@@ -172,7 +181,7 @@ impl Disk {
     }
 
     /// Bytes first, then names. Blocks. A blob whose fsync fails is discarded: see `upkeep.rs`.
-    fn make_durable(&self, digests: &[Digest]) -> Result<(), StoreError> {
+    pub(super) fn make_durable(&self, digests: &[Digest]) -> Result<(), StoreError> {
         let mut directories = BTreeSet::new();
         for digest in digests {
             let path = self.layout.blob(digest);
@@ -194,7 +203,7 @@ impl Disk {
     }
 
     /// The files that lead from an image's name to its blobs, and all directories above them.
-    fn make_name_durable(&self, name: &Name) -> Result<(), StoreError> {
+    pub(super) fn make_name_durable(&self, name: &Name) -> Result<(), StoreError> {
         let Name {
             repository,
             reference,

@@ -52,6 +52,14 @@ impl Layout {
         self.root.join("v1/ledger.json")
     }
 
+    pub(super) fn imports(&self) -> PathBuf {
+        self.root.join("v1/imports")
+    }
+
+    pub(super) fn import(&self, id: &Digest) -> PathBuf {
+        self.imports().join(format!("{}.json", id.hex()))
+    }
+
     pub(super) fn uploads(&self) -> PathBuf {
         self.root.join("v1/uploads")
     }

@@ -7,6 +7,7 @@
 //! v1/index                          stat, last use and children of each, and how the last run ended
 //! v1/gone                           what was evicted, set aside or purged lately, and why
 //! v1/pins/<sha256 of name>.json     images and patterns that are never evicted
+//! v1/imports/<id>.json              what an import is about to make visible
 //! v1/repos/<registry>/<repository>/ _tags/<tag>.json, _links, _led
 //! v1/spool/                         fills in progress, and files on their way to their names
 //! v1/uploads                        what is on its way to the shared store
@@ -33,6 +34,7 @@ pub mod disk;
 mod evict;
 mod files;
 pub mod gone;
+pub mod imports;
 mod index;
 pub mod keep;
 mod layout;

@@ -126,6 +126,7 @@ fn make_directories(layout: &Layout) -> io::Result<()> {
     make(&layout.blobs(Algorithm::Sha512))?;
     make(&layout.spool())?;
     make(&layout.pins())?;
+    make(&layout.imports())?;
     make(&layout.quarantine())
 }
 

@@ -203,11 +203,14 @@ impl Pins {
         !self.patterns.load().is_empty()
     }
 
-    /// Bytes of all closures and of `more`, each blob once. A pin of `but` does not count.
-    pub(super) fn size_with(&self, more: &[PinnedBlob], but: &str) -> u64 {
+    /// Bytes of all closures if `new` were there too, each blob once. What they replace does not
+    /// count.
+    pub(super) fn size_with(&self, new: &[ImagePin]) -> u64 {
         let named = lock(&self.named);
-        let others = named.images.values().filter(|pin| pin.image != but);
-        let blobs = others.flat_map(|pin| &pin.closure).chain(more);
+        let names: HashSet<&str> = new.iter().map(|pin| pin.image.as_str()).collect();
+        let others = named.images.values().map(AsRef::as_ref);
+        let others = others.filter(|pin: &&ImagePin| !names.contains(pin.image.as_str()));
+        let blobs = others.chain(new).flat_map(|pin| &pin.closure);
         let sizes: HashMap<Digest, u64> = blobs.map(|blob| (blob.digest, blob.size)).collect();
         sizes
             .values()

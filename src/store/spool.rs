@@ -97,20 +97,34 @@ impl Spool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Restored::default(),
             Err(error) => return Err(error),
         };
+        Ok((Spool::of(digest, file, data, map), restored))
+    }
+
+    /// A new file for bytes that no fill may touch: they come from an operator. Without a journal.
+    pub(super) fn apart(data: PathBuf, digest: &Digest) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&data)?;
+        let map = data.with_extension("map");
+        Ok(Spool::of(digest, file, data, map))
+    }
+
+    fn of(digest: &Digest, file: File, data: PathBuf, map: PathBuf) -> Self {
         let journal = Journal {
             file: None,
             pending: String::new(),
             pending_bytes: 0,
             written: Instant::now(),
         };
-        let spool = Spool {
+        Spool {
             digest: *digest,
             file: Arc::new(file),
             data,
             map,
             journal: Mutex::new(journal),
-        };
-        Ok((spool, restored))
+        }
     }
 
     /// The data file. It stays readable through this handle after a rename or removal.

@@ -74,8 +74,8 @@ fn each_blob_counts_once_and_a_pin_that_is_replaced_not_at_all() {
     let pins = Pins::load(&dir.layout(), &dir.faults()).unwrap();
     pins.add_image(pin("quay.io/a:1", &[1, 2])).unwrap();
     pins.add_image(pin("quay.io/b:1", &[2, 3])).unwrap();
-    assert_eq!(pins.size_with(&pin("", &[3, 4]).closure, "quay.io/c:1"), 40);
-    assert_eq!(pins.size_with(&pin("", &[5]).closure, "quay.io/a:1"), 30);
+    assert_eq!(pins.size_with(&[pin("quay.io/c:1", &[3, 4])]), 40);
+    assert_eq!(pins.size_with(&[pin("quay.io/a:1", &[5])]), 30);
 }
 
 #[test]
