@@ -24,8 +24,10 @@ use crate::server::{Limits, Server};
 use crate::store::{Claims, Shared, Store, StoreError, object, prune};
 use crate::telemetry::{Ledger, Metrics};
 use crate::upstream::{PeerKey, Peers, Served, Upstreams, store_client};
+use bundles::Bundles;
 use reload::Reload;
 
+pub mod bundles;
 mod reload;
 
 /// How long fills and background work may take to put their things in order.
@@ -55,6 +57,7 @@ pub struct Engine {
     tracker: TaskTracker,
     background: CancellationToken,
     downloads: CancellationToken,
+    largest_blob: u64,
 }
 
 /// What an [`Engine`] is for.
@@ -156,6 +159,8 @@ impl Engine {
             let (store, background) = (Arc::clone(&store), background.clone());
             async move { store.run(background).await }
         });
+        // Before anybody can ask for it.
+        store.finish_imports().await;
         let near = store.shared.clone().map(|shared| {
             let fleet = replicas.as_ref().map(|replicas| {
                 let address = (role == Role::Server).then(|| replicas.advertise.clone());
@@ -203,6 +208,7 @@ impl Engine {
             tracker,
             background,
             downloads,
+            largest_blob: config.limits.blob_size,
         })
     }
 
@@ -216,7 +222,9 @@ impl Engine {
     /// What answers operators; long work of theirs ends when `stop` is cancelled.
     #[must_use]
     pub fn control(&self, stop: CancellationToken) -> Control {
-        Control::new(Arc::clone(&self.cache), self.tracker.clone(), stop)
+        let (cache, tracker) = (&self.cache, self.tracker.clone());
+        let bundles = Bundles::new(cache, &tracker, &stop, self.largest_blob);
+        Control::new(Arc::clone(cache), tracker, stop).with(bundles.routes())
     }
 
     async fn hear_operators(&self, stop: CancellationToken) -> io::Result<()> {

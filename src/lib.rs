@@ -27,6 +27,7 @@ pub mod fill;
 
 pub mod cache;
 
+pub mod airgap;
 pub mod cluster;
 pub mod server;
 

@@ -8,7 +8,10 @@ mod cache;
 mod check;
 mod egress;
 mod explain;
+mod export;
+mod import;
 mod nodes;
+mod parts;
 mod policy;
 mod pulls;
 mod serve;
@@ -103,6 +106,10 @@ enum Command {
     /// Look after the cache
     #[command(subcommand)]
     Cache(cache::Cache),
+    /// Write images, with everything they are made of, into a file for a site without a network
+    Export(export::Export),
+    /// Take in what `export`, skopeo or ctr has written, all of it or nothing
+    Import(import::Import),
     /// Prepare the nodes
     #[command(subcommand)]
     Nodes(nodes::Nodes),
@@ -138,6 +145,8 @@ impl Arguments {
             Command::Warm(warm) => warm.run(&source)?,
             Command::Status(status) => status.run(&source)?,
             Command::Cache(cache) => cache.run(&source)?,
+            Command::Export(export) => export.run(&source)?,
+            Command::Import(import) => import.run(&source)?,
             Command::Nodes(nodes) => nodes.run(&source)?,
         };
         report.print(self.output)?;

@@ -155,6 +155,13 @@ impl Control {
         }
     }
 
+    /// The same with more that can be asked for.
+    #[must_use]
+    pub fn with(self, routes: Router) -> Self {
+        let router = self.router.merge(routes);
+        Control { router, ..self }
+    }
+
     /// Answers one request.
     pub async fn call(&self, request: Request<Body>) -> Response<Body> {
         match self.router.clone().oneshot(request).await {
@@ -359,14 +366,22 @@ fn done(answer: impl Serialize) -> Json<Value> {
 
 /// Tells how far something is.
 #[derive(Clone, Debug)]
-struct Teller {
+pub struct Teller {
     lines: mpsc::Sender<Bytes>,
     told: Arc<Mutex<Option<Instant>>>,
 }
 
+/// Runs what takes long and answers with lines about it.
+#[derive(Clone, Debug)]
+pub struct Lines {
+    pub tracker: TaskTracker,
+    /// Ends the work.
+    pub stop: CancellationToken,
+}
+
 impl Teller {
     /// Not too often, and not at all when nobody listens as fast.
-    fn progress(&self, progress: &impl Serialize) {
+    pub fn progress(&self, progress: &impl Serialize) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_none_or(|told| told.elapsed() >= TELL) {
             *told = Some(Instant::now());
@@ -382,6 +397,23 @@ impl Shared {
     where
         T: Serialize + Send,
         F: Future<Output = Result<T, KeepError>> + Send,
+        W: FnOnce(Teller) -> F + Send + 'static,
+    {
+        let lines = Lines {
+            tracker: self.tracker.clone(),
+            stop: self.stop.clone(),
+        };
+        lines.answer(work)
+    }
+}
+
+impl Lines {
+    /// `work` is given up with the one who asked, and with the server.
+    pub fn answer<T, E, F, W>(self, work: W) -> Response<Body>
+    where
+        T: Serialize + Send,
+        E: std::fmt::Display + Send,
+        F: Future<Output = Result<T, E>> + Send,
         W: FnOnce(Teller) -> F + Send + 'static,
     {
         let (lines, receiver) = mpsc::channel(64);

@@ -21,6 +21,7 @@ mod support;
 mod admission;
 mod audit;
 mod azure;
+mod bundle;
 mod cold_blob;
 mod commands;
 mod contract;

@@ -2,7 +2,7 @@
 //! else to ourselves, with the store's lock taken.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -22,6 +22,7 @@ use url::form_urlencoded;
 
 use crate::app::{self, Engine, Role};
 use crate::config::{Config, Source, check};
+use crate::server::control::Control;
 use crate::store::control::socket;
 
 /// The longest line or answer, in bytes: a list of a million blobs.
@@ -34,7 +35,15 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub(in crate::cli) struct Asked {
     method: &'static str,
     path: String,
-    body: String,
+    body: Body,
+}
+
+/// The process that has the store.
+#[derive(Debug)]
+pub(in crate::cli) enum Service {
+    /// A server, by its socket.
+    There(PathBuf),
+    Here(Control),
 }
 
 /// How far the work is, on a terminal.
@@ -51,9 +60,20 @@ pub(in crate::cli) async fn ask(
     asked: Asked,
     progress: Progress,
 ) -> anyhow::Result<Value> {
-    if let Some(stream) = connect(&config.store.path).await? {
-        let response = over(stream, asked.request()?).await?;
-        return answer(response, &progress).await;
+    with_service(config, source, async move |service| {
+        service.ask(asked, &progress).await
+    })
+    .await
+}
+
+/// Does `work` with the process that has the store, which is this one where no server runs.
+pub(in crate::cli) async fn with_service<T>(
+    config: &Config,
+    source: &Source,
+    work: impl AsyncFnOnce(&Service) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    if connect(&config.store.path).await?.is_some() {
+        return work(&Service::There(config.store.path.clone())).await;
     }
     let faults = check::check(config, source);
     if !faults.is_empty() {
@@ -63,14 +83,47 @@ pub(in crate::cli) async fn ask(
     let signal = app::signalled()?;
     let engine = Engine::start(config, Role::Command).await?;
     let stop = CancellationToken::new();
-    let response = engine.control(stop.clone()).call(asked.request()?).await;
-    let answer = tokio::select! {
-        answer = answer(response, &progress) => answer,
+    let service = Service::Here(engine.control(stop.clone()));
+    let done = tokio::select! {
+        done = work(&service) => done,
         () = signal => Err(anyhow!("interrupted")),
     };
     stop.cancel();
     engine.stop().await?;
-    answer
+    done
+}
+
+// === impl Service ===
+
+impl Service {
+    /// The result: the whole body, or the last of its lines.
+    pub(in crate::cli) async fn ask(
+        &self,
+        asked: Asked,
+        progress: &Progress,
+    ) -> anyhow::Result<Value> {
+        answer(self.call(asked).await?, progress).await
+    }
+
+    /// A body that is no answer in words.
+    pub(in crate::cli) async fn stream(&self, asked: Asked) -> anyhow::Result<Body> {
+        let response = self.call(asked).await?;
+        if response.status().is_success() {
+            return Ok(response.into_body());
+        }
+        let said = answer(response, &Progress::silent()).await?;
+        Err(anyhow!("{said}"))
+    }
+
+    async fn call(&self, asked: Asked) -> anyhow::Result<Response<Body>> {
+        match self {
+            Service::There(store) => {
+                let stream = connect(store).await?;
+                over(stream.context("the server went away")?, asked.request()?).await
+            }
+            Service::Here(control) => Ok(control.call(asked.request()?).await),
+        }
+    }
 }
 
 /// What the server that has this store answers to a GET; None: no server has it.
@@ -159,7 +212,7 @@ impl Asked {
         Asked {
             method: "GET",
             path: format!("/api/v1/{what}{}", query.unwrap_or_default()),
-            body: String::new(),
+            body: Body::empty(),
         }
     }
 
@@ -167,8 +220,17 @@ impl Asked {
         Ok(Asked {
             method: "POST",
             path: format!("/api/v1/{what}"),
-            body: serde_json::to_string(body)?,
+            body: serde_json::to_string(body)?.into(),
         })
+    }
+
+    /// Sends what is no JSON. `query` begins with a question mark.
+    pub(in crate::cli) fn send(what: &str, query: &str, body: Body) -> Self {
+        Asked {
+            method: "POST",
+            path: format!("/api/v1/{what}{query}"),
+            body,
+        }
     }
 
     fn request(self) -> anyhow::Result<Request<Body>> {
@@ -177,7 +239,7 @@ impl Asked {
             .uri(self.path)
             .header(HOST, "control")
             .header(CONTENT_TYPE, "application/json");
-        Ok(request.body(Body::from(self.body))?)
+        Ok(request.body(self.body)?)
     }
 }
 
@@ -199,6 +261,21 @@ impl Progress {
             bar: ProgressBar::hidden(),
             verb: "",
         }
+    }
+
+    /// How many bytes there will be.
+    pub(in crate::cli) fn expect(&self, bytes: u64) {
+        self.bar.set_length(bytes);
+        self.bar.set_message(self.verb);
+    }
+
+    /// So many of them are done.
+    pub(in crate::cli) fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    pub(in crate::cli) fn finish(&self) {
+        self.bar.finish_and_clear();
     }
 
     /// `{"blobs": [done, all], "bytes": [done, all]}`

@@ -301,6 +301,11 @@ impl Containerd {
         version.split('~').next().unwrap().to_owned()
     }
 
+    /// `ctr images` with these arguments.
+    pub fn images(&self, arguments: &[&str]) -> Outcome {
+        run(self.ctr().arg("images").args(arguments))
+    }
+
     /// The digest that the daemon has for an image, as `ctr images list` prints it.
     pub fn digest_of(&self, image: &str) -> Option<String> {
         let list = run(self
