@@ -19,10 +19,11 @@ use super::plan::EXPORTING;
 use crate::oci::Digest;
 use crate::store::{Disk, Hold, Store};
 
-/// Bytes read at once: large enough to make system calls cheap.
-const CHUNK: u64 = 1 << 20;
+/// Bytes read at once: large enough to make system calls cheap, small enough to stay in the
+/// processor's cache until they are written.
+const CHUNK: u64 = 256 << 10;
 /// Chunks that may wait for a slow reader.
-const WAITING: usize = 4;
+const WAITING: usize = 8;
 const BLOCK: u64 = 512;
 /// Two empty blocks.
 const END: &[u8] = &[0; 1024];

@@ -9,9 +9,11 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek as _, Write};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use rustix::fs::{Advice, fadvise};
 use zstd::stream::{read, write};
 
 /// What zstd's own program takes too; the same for ever, or the same input would make other bytes.
@@ -20,6 +22,8 @@ const LEVEL: i32 = 3;
 const LARGEST_WINDOW: u32 = 27;
 /// With three digits.
 const MOST_PARTS: usize = 999;
+/// Bytes after which the disk begins to write, instead of at the end: see [`Parts::start_writing`].
+const BEHIND: u64 = 8 << 20;
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// How a bundle is written.
@@ -44,7 +48,10 @@ pub(super) struct Parts {
     /// Bytes that the current one may still take.
     room: u64,
     names: Vec<PathBuf>,
+    /// Bytes of all parts, and of the current one those written and those on their way to the disk.
     written: u64,
+    length: u64,
+    started: u64,
 }
 
 /// A bundle that is being read: its parts one after the other.
@@ -67,6 +74,8 @@ impl Writer {
             room: 0,
             names: Vec::new(),
             written: 0,
+            length: 0,
+            started: 0,
         };
         if !zstd {
             return Ok(Writer::Plain(parts));
@@ -120,7 +129,21 @@ impl Parts {
         let file = File::create(partial(&name))?;
         self.names.push(name);
         self.room = self.shape.split.unwrap_or(u64::MAX);
+        (self.length, self.started) = (0, 0);
         Ok(self.current.insert(file))
+    }
+
+    /// Nobody reads a bundle again on this side. Told so, the kernel starts to write it to the disk
+    /// while the rest is still to come, and the fsync at the end has little left to do.
+    fn start_writing(&mut self) {
+        let behind = self.length - self.started;
+        if let (Some(file), Some(length)) = (&self.current, NonZeroU64::new(behind))
+            && behind >= BEHIND
+        {
+            // A hint: that it cannot be given is no failure.
+            let _ = fadvise(file, self.started, Some(length), Advice::DontNeed);
+            self.started = self.length;
+        }
     }
 
     fn close(&mut self) -> io::Result<()> {
@@ -167,6 +190,8 @@ impl Write for Parts {
         let length = file.write(&bytes[..bytes.len().min(most)])?;
         self.room -= length as u64;
         self.written += length as u64;
+        self.length += length as u64;
+        self.start_writing();
         Ok(length)
     }
 
