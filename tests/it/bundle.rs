@@ -13,8 +13,9 @@ use tempfile::TempDir;
 use crate::support::image::{Image, Manifest, OCI_INDEX, OCI_MANIFEST, descriptor, random};
 use crate::support::programs::{Containerd, Outcome, Registry, program, run, skopeo};
 use crate::support::proxy::{Proxy, Setup, command};
+use crate::support::stores::azurite;
 use crate::support::upstream::Upstream;
-use crate::support::{KIB, MIB, PATIENCE, at};
+use crate::support::{KIB, MIB, PATIENCE, at, eventually};
 
 const APP: &str = "registry.example/demo/app:1";
 const TOOL: &str = "registry.example/demo/tool:1";
@@ -294,6 +295,29 @@ fn other_tools_take_a_full_bundle_and_we_take_theirs() {
         &[&scene.tool],
         &scene.tool.manifest,
     );
+}
+
+/// What one replica imports all of them have, as if it had been pulled.
+#[test]
+fn an_import_reaches_the_other_replicas() {
+    let scene = Scene::start();
+    let (bundle, said) = scene.export("bundle.tar", &[APP, TOOL, BASE]);
+    let name = azurite().fresh_container();
+    // Nobody listens there: what is served came from the shared store.
+    let replica = || {
+        Setup::registry_at("http://127.0.0.1:9")
+            .section("tags", "fresh_for = \"1h\"")
+            .shared(azurite(), &name)
+            .start()
+    };
+    let (first, second) = (replica(), replica());
+    answer(&first, &["import", text(&bundle)]);
+    let container = azurite().container(&name);
+    let blobs = usize::try_from(said["blobs"].as_u64().unwrap()).unwrap();
+    eventually("all blobs in the shared store", || {
+        container.names("v1/blobs/").len() == blobs && container.names("v1/pins/").len() == 3
+    });
+    scene.assert_served_by_all_but_tags(&second);
 }
 
 /// For a node that starts before any registry does.
