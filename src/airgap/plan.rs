@@ -10,17 +10,14 @@ use std::sync::Arc;
 
 use super::AirgapError;
 use super::walk::walk;
-use crate::cache::closure::{Closure, Progress};
-use crate::cache::{Cache, Client};
-use crate::oci::{Descriptor, Digest, Image, Manifest, Platform, Reference, Repository, Tag};
+use crate::cache::closure::{COMPANIONS, Closure, Progress};
+use crate::cache::{Cache, Client, fallback_tag};
+use crate::oci::{Descriptor, Digest, Image, Manifest, Platform, Reference, Repository};
 use crate::store::Variant;
 use crate::store::imports::{BundledImage, Companion, LARGEST_MANIFEST, Part};
 
 /// Why what is exported is held.
 pub(super) const EXPORTING: &str = "an export under way";
-/// Tags that older clients give to what is about a digest, after `sha256-<hex>`: the list of
-/// referrers itself, and what cosign signs, attests and lists.
-const COMPANIONS: [&str; 4] = ["", ".sig", ".att", ".sbom"];
 
 /// What images are made of, each whole and here.
 ///
@@ -78,12 +75,12 @@ async fn plan_image(
             // The gate: policy may have changed since it was pinned.
             let root = Reference::Digest(digests[0]);
             let client = Client::at(Ipv4Addr::LOCALHOST);
-            let answer = cache.manifest(&client, &image.repository, &root, &[]).await;
+            let answer = cache.own_manifest(&client, &image.repository, &root).await;
             answer.map_err(|error| at(&image, error))?;
             (digests[0], pin.platforms.clone(), digests)
         }
         _ => {
-            let mut whole = cache.survey(&image, platforms, EXPORTING).await?;
+            let mut whole = cache.survey(&image, platforms, false, EXPORTING).await?;
             cache.fetch(&mut whole, report).await?;
             let digests = whole.parts.iter().map(|part| part.digest).collect();
             (closure.insert(whole).name.digest, asked, digests)
@@ -117,13 +114,13 @@ impl Contents {
         }
         let mut about: Vec<Digest> = contents.manifests.keys().copied().collect();
         about.sort_unstable();
-        for (digest, suffix) in about
-            .iter()
-            .flat_map(|about| COMPANIONS.map(|suffix| (about, suffix)))
-        {
-            contents
-                .add_companion(cache, repository, digest, suffix)
-                .await?;
+        for digest in &about {
+            // The list of referrers that older clients keep, too.
+            for suffix in [""].into_iter().chain(COMPANIONS) {
+                contents
+                    .add_companion(cache, repository, digest, suffix)
+                    .await?;
+            }
         }
         Ok(contents)
     }
@@ -160,8 +157,7 @@ impl Contents {
         suffix: &str,
     ) -> Result<(), AirgapError> {
         let store = cache.store();
-        let tag = format!("{}-{}{suffix}", about.algorithm(), &about.hex()[..64]);
-        let Ok(tag) = tag.parse::<Tag>() else {
+        let Some(tag) = fallback_tag(about, suffix) else {
             return Ok(());
         };
         let record = store.tags.get(repository, &tag).await;

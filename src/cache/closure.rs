@@ -38,7 +38,7 @@ const TRIES: u32 = 3;
 /// How long to wait before the second try; the third waits twice as long.
 const PAUSE: Duration = Duration::from_secs(1);
 /// What cosign adds to a digest's [`fallback_tag`] for signatures, attestations and bills of material.
-const COMPANIONS: [&str; 3] = [".sig", ".att", ".sbom"];
+pub const COMPANIONS: [&str; 3] = [".sig", ".att", ".sbom"];
 /// How often to look whether a fetched blob is on disk; answers do not wait for that, we do.
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -319,7 +319,8 @@ impl Cache {
 /// without a suffix, and with `.sig`, `.att` or `.sbom` what cosign signs and attests.
 ///
 /// Source: OCI distribution-spec, "Referrers tag schema"; cosign's signature specification.
-pub(super) fn fallback_tag(digest: &Digest, suffix: &str) -> Option<Tag> {
+#[must_use]
+pub fn fallback_tag(digest: &Digest, suffix: &str) -> Option<Tag> {
     let tag = format!("{}-{}{suffix}", digest.algorithm(), &digest.hex()[..64]);
     tag.parse().ok()
 }

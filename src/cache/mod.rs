@@ -51,7 +51,7 @@ use access::Access;
 pub use blob::{BlobAnswer, Pieces, Wanted};
 pub use error::CacheError;
 use flight::Flights;
-pub use listing::{ReferrersAnswer, TagsAnswer};
+pub use listing::{ReferrersAnswer, TagsAnswer, fallback_tag};
 pub use manifest::ManifestAnswer;
 use manifest::{Fetched, TagKey};
 pub use near::{Fleet, Nearby};
@@ -247,8 +247,8 @@ impl Cache {
         answer
     }
 
-    /// The same for ourselves.
-    async fn own_manifest(
+    /// The same for operators and for ourselves, which is no pull.
+    pub async fn own_manifest(
         self: &Arc<Self>,
         client: &Client,
         repository: &Repository,

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use crate::cluster::{egress as firewall, export};
+use crate::cluster::{egress as firewall, export as rules};
 use crate::config::{Config, Fault, LoadError, Source};
 use crate::policy::Engine;
 
@@ -183,8 +183,8 @@ impl Output {
     }
 
     /// The format of a policy, if it is one.
-    fn policy(self) -> Option<export::Format> {
-        use export::Format;
+    fn policy(self) -> Option<rules::Format> {
+        use rules::Format;
         match self {
             Output::Vap => Some(Format::Vap),
             Output::Gatekeeper => Some(Format::Gatekeeper),

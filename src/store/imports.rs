@@ -219,10 +219,6 @@ impl Store {
         if part.media_type.is_some() {
             let manifest = self.imported_manifest(part).await?;
             self.add_manifest(repository, None, &manifest).await;
-            if let Some(subject) = &part.subject {
-                let subject = Reference::Digest(*subject);
-                self.add_led(repository, &subject, &[part.digest]).await;
-            }
         } else {
             self.add_link(repository, &part.digest, None).await;
         }
@@ -242,6 +238,8 @@ impl Store {
                 let manifest = self.imported_manifest(part).await?;
                 self.add_manifest(&repository, Some((&tag, Variant::Any)), &manifest)
                     .await;
+                // Who carried it here wants it, however young.
+                self.vouch_for(&repository, &tag, &digest).await;
             }
         }
         Ok(())

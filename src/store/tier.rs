@@ -282,22 +282,6 @@ impl Store {
         }
     }
 
-    /// `parent` leads to `children`, as in [`super::Links::add_led`]; other replicas will know too.
-    pub(super) async fn add_led(
-        &self,
-        repository: &Repository,
-        parent: &Reference,
-        children: &[Digest],
-    ) {
-        let news = self.links.add_led(repository, parent, children).await;
-        if let Some(tier) = &self.tier {
-            for child in news {
-                tier.uploads
-                    .note(&Item::Led(repository.clone(), child), None);
-            }
-        }
-    }
-
     /// The upstream was asked a moment ago and still names `digest`.
     pub async fn confirm_tag(
         &self,
