@@ -18,9 +18,6 @@ use crate::policy::Problem;
 /// Where a file is looked for when none is named.
 const PLACES: [&str; 2] = ["portcullis.toml", "/etc/portcullis/portcullis.toml"];
 
-/// Keys that are documented for a later version.
-const LATER: [&str; 1] = ["admin_token"];
-
 /// A configuration file as it was read; empty when there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -143,14 +140,7 @@ impl Source {
     fn fault(&self, table: &DeTable<'_>, error: &toml::de::Error) -> Fault {
         let at = error.span().map(|span| span.start);
         let key = at.and_then(|at| key_at(table, at)).unwrap_or_default();
-        let later = error.message().strip_prefix("unknown field `");
-        let later = later
-            .and_then(|rest| rest.split('`').next())
-            .filter(|key| LATER.contains(key));
-        let message = match later {
-            Some(key) => format!("`{key}` is not supported in this version"),
-            None => error.message().trim().replace('\n', ", "),
-        };
+        let message = error.message().trim().replace('\n', ", ");
         self.at(at, key, message)
     }
 

@@ -136,8 +136,16 @@ fn a_fault_says_where_it_is() {
             "line 2, column 9: server.hosts.a.b: a registry is a DNS name",
         ),
         (
-            "[warm]\nevery = \"6h\"",
-            "line 1, column 2: warm: `warm` is not supported in this version",
+            "[warm]\nevery = \"1s\"",
+            "line 2, column 9: warm.every: must be at least 1m",
+        ),
+        (
+            "[warm]\nimages = [\"registry.example/Upper\"]",
+            "line 2, column 10: warm.images: \"registry.example/Upper\": ",
+        ),
+        (
+            "[server]\noffline = true\n[warm]\nimages = [\"nginx\"]",
+            "line 4, column 10: warm.images: server.offline is true",
         ),
         (
             "[store.shared]\nurl = \"az://x\"",
