@@ -42,18 +42,25 @@ impl<const N: usize> Fleet<N> {
         }
     }
 
-    /// Which replica has the claim of a digest; waits for one.
-    fn holder(&self, digest: &Digest) -> usize {
-        let deadline = Instant::now() + PATIENCE;
+    /// Which replica has the claim of a digest; waits for one. None: the store was too slow for any
+    /// of them to make one.
+    fn holder(&self, digest: &Digest) -> Option<usize> {
+        let began = Instant::now();
         loop {
             let names = self.container.names(&format!("v1/claims/{}", digest.hex()));
             let claim = names.first().and_then(|name| self.container.read(name));
             let claim = String::from_utf8(claim.unwrap_or_default()).unwrap();
             let of = |replica: &Proxy| claim.contains(&replica.address.to_string());
             if let Some(holder) = self.replicas.iter().position(of) {
-                return holder;
+                return Some(holder);
             }
-            assert!(Instant::now() < deadline, "nobody claims {digest}: {claim}");
+            if began.elapsed() > PATIENCE / 3 && self.store_was_slow() {
+                return None;
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "nobody claims {digest}: {claim}"
+            );
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -75,8 +82,18 @@ impl<const N: usize> Fleet<N> {
         })
     }
 
+    /// Says that it was, where the upstream was asked for more than it would be otherwise.
+    fn must_have_been_slow(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.store_was_slow() {
+            assert!(Instant::now() < deadline, "the upstream was asked in vain");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Whether the store took longer to answer than a pull waits. On a busy machine Azurite does,
-    /// and then replicas rightly ask the upstream beside each other.
+    /// and then replicas rightly ask the upstream beside each other. The log comes a moment later
+    /// than the answers.
     fn store_was_slow(&self) -> bool {
         let slow = |replica: &Proxy| replica.logs().text().contains("the shared store is slow");
         self.replicas.iter().any(slow)
@@ -128,7 +145,7 @@ fn assert_all(shares: &[Share], bytes: &[u8], whose: &str) {
 /// Plays `scene` until the store was fast enough for it to show what it is about.
 fn with_a_fast_store(scene: impl Fn() -> bool) {
     assert!(
-        (0..5).any(|_| scene()),
+        (0..8).any(|_| scene()),
         "Azurite never answers within 250 ms"
     );
 }
@@ -170,12 +187,17 @@ fn a_killed_holder() -> bool {
     upstream.rate(20_000_000);
     let mut fleet = Fleet::<3>::start(&upstream);
     let (bytes, digest, path) = blob(&upstream, 200 * MIB);
-    let mut holder = 0;
+    let mut holder = None;
     let shares = fleet.pull(&path, 10, &bytes, || {
         upstream.wait_until_sent(digest, bytes.len() as u64 / 2);
         holder = fleet.holder(&digest);
-        fleet.replicas[holder].signal(Signal::KILL);
+        if let Some(holder) = holder {
+            fleet.replicas[holder].signal(Signal::KILL);
+        }
     });
+    let Some(holder) = holder else {
+        return false;
+    };
     for (at, shares) in shares.iter().enumerate().filter(|(at, _)| *at != holder) {
         assert_all(shares, &bytes, &format!("replica {at}, a survivor"));
     }
@@ -205,7 +227,10 @@ fn a_stopped_holder() -> bool {
     let gate = upstream.hold(digest, 32 * MIB as u64);
     let mut first = fleet.replicas[0].open(&path);
     assert!(first.take(MIB) == bytes[..MIB]);
-    assert_eq!(fleet.holder(&digest), 0);
+    match fleet.holder(&digest) {
+        Some(holder) => assert_eq!(holder, 0),
+        None => return false,
+    }
     let mut second = fleet.replicas[1].open(&path);
     assert!(second.take(MIB) == bytes[..MIB]);
     gate.reached();
@@ -215,7 +240,7 @@ fn a_stopped_holder() -> bool {
     }
     fleet.replicas[0].signal(Signal::STOP);
     let deadline = Instant::now() + PATIENCE;
-    while fleet.holder(&digest) == 0 {
+    while fleet.holder(&digest) == Some(0) {
         assert!(Instant::now() < deadline, "nobody takes over");
         thread::sleep(Duration::from_millis(50));
     }
@@ -250,10 +275,12 @@ fn from_the_shared_store() -> bool {
         fleet.container.write(&in_store(&digest), bytes.clone());
         fleet.replicas[0].get(&path).assert_whole(&bytes);
         fleet.replicas[0].wait_until_stored(&digest);
+        if upstream.sent(digest) != 0 {
+            fleet.must_have_been_slow();
+        }
         if fleet.store_was_slow() {
             return false;
         }
-        assert_eq!(upstream.sent(digest), 0);
         let asked = upstream.seen(digest);
         let methods: Vec<_> = asked
             .iter()
@@ -302,14 +329,13 @@ fn a_flipped_byte() -> bool {
         );
         fleet.replicas[0].wait_until_stored(&digest);
         fleet.replicas[0].get(&path).assert_whole(&bytes);
+        // Fetched again, once.
+        if upstream.sent(digest) != bytes.len() as u64 {
+            fleet.must_have_been_slow();
+        }
         if fleet.store_was_slow() {
             return false;
         }
-        assert_eq!(
-            upstream.sent(digest),
-            bytes.len() as u64,
-            "fetched again, once"
-        );
         let aside = format!("fleet/v1/quarantine/{}", digest.hex());
         let deadline = Instant::now() + PATIENCE;
         while fleet.container.names(&aside).is_empty() {
@@ -334,9 +360,10 @@ fn a_large_layer() -> bool {
     let (bytes, digest, path) = blob(&upstream, 100 * MIB);
     fleet.container.write(&in_store(&digest), bytes.clone());
     fleet.replicas[0].get(&path).assert_whole(&bytes);
-    let slow = fleet.store_was_slow();
-    assert!(slow || upstream.sent(digest) == 0);
-    !slow
+    if upstream.sent(digest) != 0 {
+        fleet.must_have_been_slow();
+    }
+    !fleet.store_was_slow()
 }
 
 /// Who is no replica gets nothing by saying so.
