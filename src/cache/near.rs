@@ -8,13 +8,14 @@
 //! | no blob, and the claim is ours now | to the upstream, for everybody |
 //! | no blob, and another replica has the claim | to that replica, which sends what it has so far |
 //! | no answer within 250 ms | to the upstream, until the answer comes |
+//! | an error | to the upstream; it asks again in a few seconds |
 //!
 //! A holder that goes silent costs the others a few seconds: one of them takes its claim over, the
 //! rest follow that one. Without `[store.shared.peers]` nobody could follow, so nobody claims.
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,6 +41,8 @@ use crate::upstream::{Peers, UpstreamErrorKind};
 
 /// How long a pull waits before it goes to the upstream.
 const ASK: Duration = Duration::from_millis(250);
+/// How long after an error a fill asks again: the store that failed may be back.
+const AGAIN: Duration = Duration::from_secs(5);
 /// How long one waits that was cut off from a holder: until that one is dead, or shows that it
 /// lives.
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -78,9 +81,14 @@ pub struct Fleet {
 #[derive(Clone, Debug)]
 enum Found {
     Shared,
-    Peer { holder: Holder, address: Url },
+    Peer {
+        holder: Holder,
+        address: Url,
+    },
     Mine(Claim),
     Nothing,
+    /// The store did not say.
+    Unknown,
 }
 
 /// A blob in the shared store.
@@ -121,9 +129,13 @@ struct Following {
 struct Late {
     nearby: Nearby,
     digest: Digest,
-    /// Keeps what has been found until the fill has asked again.
-    found: Mutex<Found>,
+    size: Option<u64>,
+    failed: Vec<String>,
 }
+
+/// There was no answer.
+#[derive(Debug)]
+struct Unanswered;
 
 // === impl Nearby ===
 
@@ -160,13 +172,13 @@ impl Nearby {
             async move {
                 let found = nearby.try_find(&digest, size, &failed).await;
                 found.unwrap_or_else(|error| {
-                    tracing::debug!(%digest, %error, "nobody is asked for it");
-                    Found::Nothing
+                    tracing::debug!(%digest, %error, "cannot find out who has it");
+                    Found::Unknown
                 })
             }
         };
         let (found, _) = self.finds.join(digest, find).await;
-        found.unwrap_or(Found::Nothing)
+        found.unwrap_or(Found::Unknown)
     }
 
     async fn try_find(
@@ -243,6 +255,10 @@ impl Nearby {
                 source: None,
                 vigil: None,
             },
+            (Found::Unknown, _) => Nearest {
+                source: None,
+                vigil: Some(Arc::new(Unanswered)),
+            },
         }
     }
 }
@@ -260,7 +276,8 @@ impl Near for Nearby {
         let late = Late {
             nearby: self.clone(),
             digest: *digest,
-            found: Mutex::new(Found::Nothing),
+            size,
+            failed: failed.to_vec(),
         };
         Nearest {
             source: None,
@@ -309,12 +326,13 @@ fn remember<K: std::hash::Hash + Eq + Send + Sync + 'static>(time: Duration) -> 
 
 #[async_trait]
 impl Vigil for Holding {
-    async fn outdated(self: Arc<Self>) {
+    async fn outdated(self: Arc<Self>) -> Option<Nearest> {
         // Its last holder may have finished between our look and our claim.
         if self.look_again && matches!(self.nearby.shared.stat(&self.digest).await, Ok(Some(_))) {
-            return;
+            return None;
         }
         self.claim.lost().await;
+        None
     }
 
     /// Until the shared store has the blob, the others are to come here for it.
@@ -326,11 +344,11 @@ impl Vigil for Holding {
 
 #[async_trait]
 impl Vigil for Following {
-    async fn outdated(self: Arc<Self>) {
+    async fn outdated(self: Arc<Self>) -> Option<Nearest> {
         loop {
             sleep(LOOK).await;
             match self.claims.look(&self.digest).await {
-                Ok(Some((holder, dead))) if dead || holder.replica != self.replica => return,
+                Ok(Some((holder, dead))) if dead || holder.replica != self.replica => return None,
                 // Given back: it has the blob, or its connections tell that it has not.
                 Ok(None) => std::future::pending::<()>().await,
                 // A store that is down says nothing about the holder.
@@ -342,13 +360,19 @@ impl Vigil for Following {
 
 #[async_trait]
 impl Vigil for Late {
-    async fn outdated(self: Arc<Self>) {
-        let found = self.nearby.find(&self.digest, None, &[]).await;
-        let nothing = matches!(found, Found::Nothing);
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
-        if nothing {
-            std::future::pending::<()>().await;
-        }
+    /// The answer itself: who asked again would wait as long once more, and hear it too late again.
+    async fn outdated(self: Arc<Self>) -> Option<Nearest> {
+        let (digest, failed) = (&self.digest, &self.failed);
+        let found = self.nearby.find(digest, self.size, failed).await;
+        Some(self.nearby.nearest(digest, found, failed))
+    }
+}
+
+#[async_trait]
+impl Vigil for Unanswered {
+    async fn outdated(self: Arc<Self>) -> Option<Nearest> {
+        sleep(AGAIN).await;
+        None
     }
 }
 

@@ -42,8 +42,9 @@ pub struct Nearest {
 /// Watches over an answer while a fill goes by it; dropped when it does no longer.
 #[async_trait]
 pub trait Vigil: fmt::Debug + Send + Sync + 'static {
-    /// Resolves when the fill had better ask again, which may be never. Called once.
-    async fn outdated(self: Arc<Self>);
+    /// Resolves when the fill had better go another way, which may be never: that way, or None when
+    /// it is to ask. Called once.
+    async fn outdated(self: Arc<Self>) -> Option<Nearest>;
 
     /// The blob is kept on the local disk, and this is dropped next: whoever keeps it for others
     /// too may hold on to what it has.
@@ -58,7 +59,7 @@ pub(super) struct Compass {
 
 enum Step {
     Looking(BoxFuture<'static, Nearest>),
-    Watching(BoxFuture<'static, ()>),
+    Watching(BoxFuture<'static, Option<Nearest>>),
 }
 
 // === impl Compass ===
@@ -81,21 +82,23 @@ impl Compass {
             self.step = look(near, fill);
         }
         self.step = match &mut self.step {
-            Step::Looking(found) => {
-                let nearest = found.await;
-                let outdated: BoxFuture<'static, ()> = match &nearest.vigil {
-                    Some(vigil) => Arc::clone(vigil).outdated(),
-                    None => Box::pin(future::pending()),
-                };
-                fill.steer(nearest);
-                Step::Watching(outdated)
-            }
-            Step::Watching(outdated) => {
-                outdated.await;
-                look(near, fill)
-            }
+            Step::Looking(found) => follow(fill, found.await),
+            Step::Watching(outdated) => match outdated.await {
+                // It may have failed since it was found.
+                Some(nearest) if !fill.state().has_failed(&nearest) => follow(fill, nearest),
+                Some(_) | None => look(near, fill),
+            },
         };
     }
+}
+
+fn follow(fill: &Fill, nearest: Nearest) -> Step {
+    let outdated: BoxFuture<'static, _> = match &nearest.vigil {
+        Some(vigil) => Arc::clone(vigil).outdated(),
+        None => Box::pin(future::pending()),
+    };
+    fill.steer(nearest);
+    Step::Watching(outdated)
 }
 
 fn look(near: &Arc<dyn Near>, fill: &Fill) -> Step {
@@ -163,6 +166,12 @@ impl State {
         self.course = course;
         std::mem::replace(&mut self.turned, CancellationToken::new()).cancel();
         true
+    }
+
+    /// Whether that is a source which was of no use before.
+    fn has_failed(&self, nearest: &Nearest) -> bool {
+        let source = nearest.source.as_ref();
+        source.is_some_and(|source| self.failed_near().iter().any(|name| name == source.name()))
     }
 
     /// The near source is of no use any more; the fill asks for another, unless it has had enough.

@@ -10,7 +10,7 @@
 mod config;
 mod connect;
 #[cfg(test)]
-pub(super) mod fake;
+pub(crate) mod fake;
 mod hosts;
 mod keys;
 mod recorded;

@@ -4,6 +4,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::time::Instant;
 
 use super::*;
+use crate::store::object::fake::{Fake, Mood};
 use crate::store::{self, Store};
 use crate::telemetry::Secret;
 use crate::upstream::{Egress, Limits, PeerKey};
@@ -105,26 +106,41 @@ async fn what_is_small_is_not_claimed_nor_what_nobody_could_follow() {
     assert!(!is_claimed(&objects).await);
 }
 
-/// A pull does not wait for a slow store, but what it says in the end counts.
+/// A pull does not wait for a slow store, but what it says in the end counts: at once, because a
+/// second question would be answered as late as the first.
 #[tokio::test(start_paused = true)]
 async fn a_late_answer_is_taken_up() {
     let objects = slow(InMemory::new(), Duration::from_secs(1));
-    let a = replica(&objects, "a");
-    let started = Instant::now();
-    let first = a.locate(&digest(), LARGE, &[]).await;
-    assert_eq!(started.elapsed(), ASK);
-    assert!(first.source.is_none());
-    let vigil = first.vigil.unwrap();
-    Arc::clone(&vigil).outdated().await;
-    assert!(is_claimed(&objects).await);
-    // While the fill asks again, the claim stays.
-    let Found::Mine(claim) = a.find(&digest(), LARGE, &[]).await else {
-        panic!("it is ours")
+    let [a, b] = ["a", "b"].map(|name| replica(&objects, name));
+    let answer = async |nearby: &Nearby| {
+        let started = Instant::now();
+        let first = nearby.locate(&digest(), LARGE, &[]).await;
+        assert_eq!(started.elapsed(), ASK);
+        assert!(first.source.is_none());
+        first.vigil.unwrap().outdated().await.unwrap()
     };
-    drop(vigil);
+    let holder = answer(&a).await;
+    assert!(holder.source.is_none() && holder.vigil.is_some());
     sleep(Duration::from_secs(5)).await;
     assert!(is_claimed(&objects).await);
-    drop(claim);
+    let follower = answer(&b).await;
+    let name = name_of(&follower).unwrap();
+    assert!(name.ends_with("at http://a:5000/"), "{name}");
+}
+
+/// A store that fails when a fill begins may be back while it runs.
+#[tokio::test(start_paused = true)]
+async fn who_got_no_answer_asks_again() {
+    let fake = Arc::new(Fake::default());
+    let objects: Objects = Arc::clone(&fake) as Objects;
+    let a = replica(&objects, "a");
+    fake.is(Mood::Failing);
+    let unanswered = a.locate(&digest(), LARGE, &[]).await;
+    assert!(unanswered.source.is_none());
+    fake.is(Mood::Fine);
+    assert!(unanswered.vigil.unwrap().outdated().await.is_none());
+    let holder = a.locate(&digest(), LARGE, &[]).await;
+    assert!(holder.vigil.is_some() && is_claimed(&objects).await);
 }
 
 #[tokio::test(start_paused = true)]

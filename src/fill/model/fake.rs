@@ -52,15 +52,15 @@ pub(super) struct Fake {
 }
 
 /// Who has it near: one after the other, each for a time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FakeNear {
-    stops: Mutex<VecDeque<Stop>>,
+    stops: Arc<Mutex<VecDeque<Stop>>>,
     latency: Duration,
     /// Vigils that were told of a commit.
     pub(super) committed: Arc<AtomicU64>,
     /// Vigils that are held, and how often the way turned.
     pub(super) held: Arc<AtomicU64>,
-    pub(super) turns: AtomicU64,
+    pub(super) turns: Arc<AtomicU64>,
 }
 
 /// One answer.
@@ -73,9 +73,10 @@ pub(super) struct Stop {
 
 #[derive(Debug)]
 struct FakeVigil {
+    near: FakeNear,
     outdated_after: Option<Duration>,
-    committed: Arc<AtomicU64>,
-    held: Arc<AtomicU64>,
+    /// Knows by itself what comes next.
+    tells: bool,
 }
 
 // === impl FakeNear ===
@@ -83,20 +84,16 @@ struct FakeVigil {
 impl FakeNear {
     pub(super) fn new(stops: impl IntoIterator<Item = Stop>, case: &Case) -> Self {
         FakeNear {
-            stops: Mutex::new(stops.into_iter().collect()),
+            stops: Arc::new(Mutex::new(stops.into_iter().collect())),
             latency: Duration::from_millis(case.latency),
             committed: Arc::default(),
             held: Arc::default(),
-            turns: AtomicU64::new(0),
+            turns: Arc::default(),
         }
     }
-}
 
-#[async_trait]
-impl Near for FakeNear {
-    async fn locate(&self, _: &Digest, _: Option<u64>, failed: &[String]) -> Nearest {
-        self.turns.fetch_add(1, Ordering::SeqCst);
-        sleep(self.latency).await;
+    fn next(&self, failed: &[String]) -> Nearest {
+        let turn = self.turns.fetch_add(1, Ordering::SeqCst);
         let mut stops = self.stops.lock().unwrap();
         let stop = loop {
             match stops.pop_front() {
@@ -107,9 +104,9 @@ impl Near for FakeNear {
         let vigil = stop.as_ref().map(|stop| {
             self.held.fetch_add(1, Ordering::SeqCst);
             let vigil = FakeVigil {
+                near: self.clone(),
                 outdated_after: stop.outdated_after,
-                committed: Arc::clone(&self.committed),
-                held: Arc::clone(&self.held),
+                tells: turn % 2 == 1,
             };
             Arc::new(vigil) as Arc<dyn Vigil>
         });
@@ -122,22 +119,31 @@ impl Near for FakeNear {
 }
 
 #[async_trait]
+impl Near for FakeNear {
+    async fn locate(&self, _: &Digest, _: Option<u64>, failed: &[String]) -> Nearest {
+        sleep(self.latency).await;
+        self.next(failed)
+    }
+}
+
+#[async_trait]
 impl Vigil for FakeVigil {
-    async fn outdated(self: Arc<Self>) {
+    async fn outdated(self: Arc<Self>) -> Option<Nearest> {
         match self.outdated_after {
             Some(after) => sleep(after).await,
             None => std::future::pending().await,
         }
+        self.tells.then(|| self.near.next(&[]))
     }
 
     fn committed(self: Arc<Self>) {
-        self.committed.fetch_add(1, Ordering::SeqCst);
+        self.near.committed.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 impl Drop for FakeVigil {
     fn drop(&mut self) {
-        self.held.fetch_sub(1, Ordering::SeqCst);
+        self.near.held.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
