@@ -32,7 +32,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// A request of `/api/v1`.
 #[derive(Debug)]
-pub(in crate::cli) struct Asked {
+pub(super) struct Asked {
     method: &'static str,
     path: String,
     body: Body,
@@ -40,7 +40,7 @@ pub(in crate::cli) struct Asked {
 
 /// The process that has the store.
 #[derive(Debug)]
-pub(in crate::cli) enum Service {
+pub(super) enum Service {
     /// A server, by its socket.
     There(PathBuf),
     Here(Control),
@@ -48,13 +48,13 @@ pub(in crate::cli) enum Service {
 
 /// How far the work is, on a terminal.
 #[derive(Debug)]
-pub(in crate::cli) struct Progress {
+pub(super) struct Progress {
     bar: ProgressBar,
     verb: &'static str,
 }
 
 /// Asks and waits for the answer. Ending this early ends the work, and harms nothing.
-pub(in crate::cli) async fn ask(
+pub(super) async fn ask(
     config: &Config,
     source: &Source,
     asked: Asked,
@@ -67,7 +67,7 @@ pub(in crate::cli) async fn ask(
 }
 
 /// Does `work` with the process that has the store, which is this one where no server runs.
-pub(in crate::cli) async fn with_service<T>(
+pub(super) async fn with_service<T>(
     config: &Config,
     source: &Source,
     work: impl AsyncFnOnce(&Service) -> anyhow::Result<T>,
@@ -97,16 +97,12 @@ pub(in crate::cli) async fn with_service<T>(
 
 impl Service {
     /// The result: the whole body, or the last of its lines.
-    pub(in crate::cli) async fn ask(
-        &self,
-        asked: Asked,
-        progress: &Progress,
-    ) -> anyhow::Result<Value> {
+    pub(super) async fn ask(&self, asked: Asked, progress: &Progress) -> anyhow::Result<Value> {
         answer(self.call(asked).await?, progress).await
     }
 
     /// A body that is no answer in words.
-    pub(in crate::cli) async fn stream(&self, asked: Asked) -> anyhow::Result<Body> {
+    pub(super) async fn stream(&self, asked: Asked) -> anyhow::Result<Body> {
         let response = self.call(asked).await?;
         if response.status().is_success() {
             return Ok(response.into_body());
@@ -127,7 +123,7 @@ impl Service {
 }
 
 /// What the server that has this store answers to a GET; None: no server has it.
-pub(in crate::cli) async fn ask_server(store: &Path, what: &str) -> anyhow::Result<Option<Value>> {
+pub(super) async fn ask_server(store: &Path, what: &str) -> anyhow::Result<Option<Value>> {
     let Some(stream) = connect(store).await? else {
         return Ok(None);
     };
@@ -204,7 +200,7 @@ async fn answer(response: Response<Body>, progress: &Progress) -> anyhow::Result
 // === impl Asked ===
 
 impl Asked {
-    pub(in crate::cli) fn get(what: &str, name: Option<&str>) -> Self {
+    pub(super) fn get(what: &str, name: Option<&str>) -> Self {
         let query = name.map(|name| {
             let name = form_urlencoded::byte_serialize(name.as_bytes()).collect::<String>();
             format!("?name={name}")
@@ -216,7 +212,7 @@ impl Asked {
         }
     }
 
-    pub(in crate::cli) fn post(what: &str, body: &impl Serialize) -> anyhow::Result<Self> {
+    pub(super) fn post(what: &str, body: &impl Serialize) -> anyhow::Result<Self> {
         Ok(Asked {
             method: "POST",
             path: format!("/api/v1/{what}"),
@@ -225,7 +221,7 @@ impl Asked {
     }
 
     /// Sends what is no JSON. `query` begins with a question mark.
-    pub(in crate::cli) fn send(what: &str, query: &str, body: Body) -> Self {
+    pub(super) fn send(what: &str, query: &str, body: Body) -> Self {
         Asked {
             method: "POST",
             path: format!("/api/v1/{what}{query}"),
@@ -247,7 +243,7 @@ impl Asked {
 
 impl Progress {
     /// Draws on stderr, if that is a terminal.
-    pub(in crate::cli) fn new(verb: &'static str) -> Self {
+    pub(super) fn new(verb: &'static str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let style = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         if let Ok(style) = ProgressStyle::with_template(style) {
@@ -256,7 +252,7 @@ impl Progress {
         Progress { bar, verb }
     }
 
-    pub(in crate::cli) fn silent() -> Self {
+    pub(super) fn silent() -> Self {
         Progress {
             bar: ProgressBar::hidden(),
             verb: "",
@@ -264,17 +260,17 @@ impl Progress {
     }
 
     /// How many bytes there will be.
-    pub(in crate::cli) fn expect(&self, bytes: u64) {
+    pub(super) fn expect(&self, bytes: u64) {
         self.bar.set_length(bytes);
         self.bar.set_message(self.verb);
     }
 
     /// So many of them are done.
-    pub(in crate::cli) fn advance(&self, bytes: u64) {
+    pub(super) fn advance(&self, bytes: u64) {
         self.bar.inc(bytes);
     }
 
-    pub(in crate::cli) fn finish(&self) {
+    pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::cache::ask;
+use super::ask;
 use super::{Output, Report, compile};
 use crate::cluster::egress::{Diff, Format, Needs, Plan};
 use crate::cluster::inputs::LARGEST_INPUT;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Report;
-use super::cache::ask::{Asked, Progress, Service, with_service};
+use super::ask::{Asked, Progress, Service, with_service};
 use super::parts::{Shape, Writer};
 use crate::airgap::bundle::{Bundle, Receipt};
 use crate::airgap::sign::SigningKey;

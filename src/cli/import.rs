@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use url::form_urlencoded;
 
 use super::Report;
-use super::cache::ask::{Asked, Progress, with_service};
+use super::ask::{Asked, Progress, with_service};
 use super::parts;
 use crate::airgap::sign::TrustedKey;
 use crate::config::Source;

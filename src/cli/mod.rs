@@ -3,6 +3,7 @@
 //! A command other than `serve` makes a [`Report`]: text for people and JSON beside it. Reports go
 //! to stdout, everything else to stderr.
 
+mod ask;
 mod audit;
 mod cache;
 mod check;

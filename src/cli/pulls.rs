@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use super::cache::ask::ask_server;
+use super::ask::ask_server;
 use crate::cache::pulls::Recorded;
 use crate::config::Config;
 use crate::store::control::is_store;

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::Report;
-use super::cache::ask::{self, Asked, Progress};
+use super::ask::{self, Asked, Progress};
 use super::cache::show;
 use crate::config::Source;
 use crate::store::control::is_store;

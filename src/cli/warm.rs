@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use super::cache::ask::{self, Asked, Progress};
+use super::ask::{self, Asked, Progress};
 use super::cache::show;
 use super::{Report, audit, pulls};
 use crate::cluster::mention::{Mention, Written};

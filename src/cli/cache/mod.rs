@@ -1,9 +1,8 @@
 //! `portcullis cache ...`: look after the cache.
 //!
 //! One code path: a command is a request to `/api/v1`, answered by the server that has the store
-//! or, without one, by the same code in this process ([`ask`]).
+//! or, without one, by the same code in this process ([`super::ask`]).
 
-pub(super) mod ask;
 mod prune;
 pub(super) mod show;
 
@@ -14,8 +13,8 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 
-use self::ask::{Asked, Progress};
 use super::Report;
+use super::ask::{Asked, Progress, ask};
 use crate::config::Source;
 use crate::server::control::{NameRequest, PinRequest, VerifyRequest};
 use crate::store::control::is_store;
@@ -101,8 +100,7 @@ impl Cache {
             let path = path.display();
             anyhow::bail!("there is no cache at {path}: --config names the server's configuration");
         }
-        let answer =
-            runtime.block_on(ask::ask(&config, source, self.request()?, self.progress()))?;
+        let answer = runtime.block_on(ask(&config, source, self.request()?, self.progress()))?;
         Ok(self.report(answer))
     }
 
