@@ -1,39 +1,32 @@
-//! Writes a bundle: a stream of bytes that is the same for the same images.
+//! Writes a bundle: bytes that are the same for the same images.
 //!
-//! Blobs are copied as they lie in the store, which has hashed them when they came; one that is in
-//! doubt after an unclean end is hashed by [`crate::store::Disk::open_blob`] first. All of them are
-//! held until the stream ends.
+//! The process that has the store looks whether everything is here and holds it ([`Held`]); the
+//! command that asked for the export reads the files itself ([`write`]), so that no byte of them
+//! passes through a socket. Blobs are copied as they lie there: they were hashed when they came, and
+//! one that is in doubt after an unclean end is hashed before it is held.
 
-use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _, Write};
 
-use bytes::Bytes;
 use tar::{EntryType, Header};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 
 use super::AirgapError;
 use super::bundle::{Bundle, blob_path};
 use super::plan::EXPORTING;
 use crate::oci::Digest;
-use crate::store::{Disk, Hold, Store};
+use crate::store::{Hold, Store};
 
-/// Bytes read at once: large enough to make system calls cheap, small enough to stay in the
-/// processor's cache until they are written.
-const CHUNK: u64 = 256 << 10;
-/// Chunks that may wait for a slow reader.
-const WAITING: usize = 8;
-const BLOCK: u64 = 512;
+/// Bytes copied at once: large enough to make system calls cheap, small enough to stay in the
+/// processor's cache between reading and writing.
+const CHUNK: usize = 256 << 10;
+const BLOCK: usize = 512;
 /// Two empty blocks.
 const END: &[u8] = &[0; 1024];
 
-/// A bundle that is being written.
+/// Blobs that are here, right, and stay while this lives.
 #[derive(Debug)]
-pub struct Export {
-    disk: Arc<Disk>,
-    files: Vec<(&'static str, Bytes)>,
-    blobs: Vec<(Digest, u64)>,
+pub struct Held {
     _holds: Vec<Hold>,
 }
 
@@ -46,88 +39,67 @@ pub struct Form {
     pub plain: bool,
 }
 
-// === impl Export ===
+// === impl Held ===
 
-impl Export {
-    /// Looks whether everything is here, and holds it from now on.
+impl Held {
+    /// Holds `blobs`, each of which has to be here with its size in bytes.
     ///
     /// # Errors
     /// [`AirgapError::Gone`] above all.
-    pub async fn new(store: &Store, bundle: &Bundle, form: Form) -> Result<Self, AirgapError> {
-        let head = bundle.head();
-        let head = head.map_err(|error| AirgapError::Bundle(error.to_string()))?;
-        let blobs: Vec<(Digest, u64)> = bundle.blobs().into_iter().collect();
-        let hold = |(digest, _): &(Digest, u64)| store.disk.hold(digest, EXPORTING);
-        let holds = blobs.iter().map(hold).collect();
-        for (digest, size) in &blobs {
+    pub async fn new(store: &Store, blobs: &BTreeMap<Digest, u64>) -> Result<Self, AirgapError> {
+        let hold = |digest| store.disk.hold(digest, EXPORTING);
+        let holds = blobs.keys().map(hold).collect();
+        for (digest, size) in blobs {
             let blob = store.disk.open_blob(digest).await?;
             if blob.is_none_or(|blob| blob.len() != *size) {
                 return Err(AirgapError::Gone(*digest));
             }
         }
-        Ok(Export {
-            disk: Arc::clone(&store.disk),
-            files: head.files(form.signature, form.plain),
-            blobs,
-            _holds: holds,
-        })
-    }
-
-    /// Starts to write. The receiver gets an error where something went wrong half-way, and the
-    /// work ends when it is dropped.
-    #[must_use]
-    pub fn start(self) -> mpsc::Receiver<io::Result<Bytes>> {
-        let (chunks, receiver) = mpsc::channel(WAITING);
-        let runtime = Handle::current();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = self.write(&runtime, &chunks)
-                && error.kind() != io::ErrorKind::BrokenPipe
-            {
-                tracing::warn!(%error, "an export ended early");
-                let _ = chunks.blocking_send(Err(error));
-            }
-        });
-        receiver
-    }
-
-    fn write(&self, runtime: &Handle, chunks: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
-        let send = |chunk: Bytes| {
-            let sent = chunks.blocking_send(Ok(chunk));
-            // Nobody reads any more.
-            sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
-        };
-        for (name, bytes) in &self.files {
-            let mut entry = header(name, bytes.len() as u64)?;
-            entry.extend_from_slice(bytes);
-            pad(&mut entry, bytes.len() as u64);
-            send(entry.into())?;
-        }
-        for (digest, size) in &self.blobs {
-            let blob = runtime.block_on(self.disk.open_blob(digest));
-            let blob = blob.map_err(io::Error::other)?;
-            let blob = blob.filter(|blob| blob.len() == *size);
-            let blob = blob.ok_or_else(|| io::Error::other(AirgapError::Gone(*digest)))?;
-            send(header(&blob_path(digest), *size)?.into())?;
-            let mut at = 0;
-            while at < *size {
-                let length = CHUNK.min(*size - at);
-                let mut chunk = vec![0; usize::try_from(length).unwrap_or_default()];
-                blob.file().read_exact_at(&mut chunk, at)?;
-                at += length;
-                send(chunk.into())?;
-            }
-            let mut padding = Vec::new();
-            pad(&mut padding, *size);
-            if !padding.is_empty() {
-                send(padding.into())?;
-            }
-        }
-        send(Bytes::from_static(END))
+        Ok(Held { _holds: holds })
     }
 }
 
+/// Writes the tar of `bundle`, whose blobs somebody holds. `open` gives a blob's file, `wrote`
+/// hears how many bytes
+/// of blobs came with each step, and may end it. Blocks.
+///
+/// # Errors
+/// Also when a blob is of another size than the bundle says.
+pub fn write(
+    bundle: &Bundle,
+    form: Form,
+    open: impl Fn(&Digest) -> io::Result<File>,
+    to: &mut impl Write,
+    mut wrote: impl FnMut(u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let head = bundle.head().map_err(io::Error::other)?;
+    for (name, bytes) in head.files(form.signature, form.plain) {
+        to.write_all(&header(name, bytes.len() as u64)?)?;
+        to.write_all(&bytes)?;
+        pad(to, bytes.len() as u64)?;
+    }
+    let mut chunk = vec![0; CHUNK];
+    for (digest, size) in bundle.blobs() {
+        let mut blob = open(&digest)?;
+        if blob.metadata()?.len() != size {
+            return Err(io::Error::other(AirgapError::Gone(digest)));
+        }
+        to.write_all(&header(&blob_path(&digest), size)?)?;
+        let mut left = size;
+        while left > 0 {
+            let length = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            blob.read_exact(&mut chunk[..length])?;
+            to.write_all(&chunk[..length])?;
+            left -= length as u64;
+            wrote(length as u64)?;
+        }
+        pad(to, size)?;
+    }
+    to.write_all(END)
+}
+
 /// No time, no owner: the same for the same content.
-fn header(name: &str, size: u64) -> io::Result<Vec<u8>> {
+fn header(name: &str, size: u64) -> io::Result<[u8; BLOCK]> {
     let mut header = Header::new_gnu();
     header.set_path(name)?;
     header.set_entry_type(EntryType::Regular);
@@ -137,14 +109,12 @@ fn header(name: &str, size: u64) -> io::Result<Vec<u8>> {
     header.set_mtime(0);
     header.set_size(size);
     header.set_cksum();
-    Ok(header.as_bytes().to_vec())
+    Ok(*header.as_bytes())
 }
 
 /// To whole blocks, behind `size` bytes of content.
-fn pad(bytes: &mut Vec<u8>, size: u64) {
-    let padding = size.next_multiple_of(BLOCK) - size;
-    bytes.resize(
-        bytes.len() + usize::try_from(padding).unwrap_or_default(),
-        0,
-    );
+fn pad(to: &mut impl Write, size: u64) -> io::Result<()> {
+    let padding = size.next_multiple_of(BLOCK as u64) - size;
+    // Less than a block.
+    to.write_all(&[0; BLOCK][..usize::try_from(padding).unwrap_or_default()])
 }

@@ -6,7 +6,7 @@
 //!
 //! *Export* has two steps, so that a private key never leaves the command: [`plan`] makes images
 //! whole and says what they are made of; the command leaves out what the far side has, signs, and
-//! gets the tar from [`export`], which hashes nothing again.
+//! writes the tar by [`export`], which hashes nothing again.
 //!
 //! *Import* reads the tar once, as it comes, and never unpacks it: [`archive`] lets through nothing
 //! but regular files with names that an image layout has, each blob is hashed before it has a name

@@ -1,8 +1,11 @@
 //! What `export` and `import` ask of the process that has the store: `server` has the socket,
 //! `airgap` knows bundles.
 //!
-//! Bundles stream through the socket in both directions; no path of a command is ever opened here.
+//! A bundle that is imported streams through the socket. One that is exported does not: the command
+//! reads the blobs that are held for it. No path of a command is ever opened here.
 
+use std::collections::BTreeMap;
+use std::future;
 use std::io;
 use std::sync::Arc;
 
@@ -21,17 +24,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::airgap::AirgapError;
-use crate::airgap::bundle::Bundle;
-use crate::airgap::export::{Export, Form};
+use crate::airgap::export::Held;
 use crate::airgap::import::{Report, Terms, import};
 use crate::airgap::plan::plan;
 use crate::airgap::sign::TrustedKey;
 use crate::cache::Cache;
-use crate::oci::{Image, Platform};
+use crate::oci::{Digest, Image, Platform};
 use crate::server::control::Lines;
 
-/// The longest bundle.json, in bytes.
-const LONGEST_BUNDLE: usize = 128 << 20;
+/// The longest list of blobs, in bytes.
+const LONGEST_LIST: usize = 128 << 20;
 /// Images and platforms that one request may name.
 const MOST_IMAGES: usize = 10_000;
 const MOST_PLATFORMS: usize = 64;
@@ -48,16 +50,13 @@ pub struct PlanRequest {
     pub platforms: Vec<String>,
 }
 
-/// `POST /api/v1/export`: the bundle itself.
+/// `POST /api/v1/hold`: blobs that an export is about to read. The answer begins when each of them
+/// is known to be here and right, and has no end: they are held until the connection is closed.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ExportRequest {
-    /// The text of bundle.json.
-    pub bundle: String,
-    /// The text of bundle.sig.
-    pub signature: Option<String>,
-    /// An image layout and nothing else.
-    pub plain: bool,
+pub struct HoldRequest {
+    /// With their sizes in bytes.
+    pub blobs: BTreeMap<Digest, u64>,
 }
 
 /// `POST /api/v1/import`, with the bundle as its body. Done: an
@@ -98,10 +97,10 @@ impl Bundles {
     }
 
     pub(super) fn routes(self) -> Router {
-        let large = DefaultBodyLimit::max(LONGEST_BUNDLE);
+        let large = DefaultBodyLimit::max(LONGEST_LIST);
         Router::new()
             .route("/api/v1/plan", post(answer_plan).layer(large))
-            .route("/api/v1/export", post(answer_export).layer(large))
+            .route("/api/v1/hold", post(answer_hold).layer(large))
             .route("/api/v1/import", post(answer_import))
             .with_state(self)
     }
@@ -129,25 +128,17 @@ async fn answer_plan(
     })
 }
 
-async fn answer_export(
+async fn answer_hold(
     State(bundles): State<Bundles>,
-    Json(request): Json<ExportRequest>,
+    Json(request): Json<HoldRequest>,
 ) -> Response<Body> {
-    let bundle = match Bundle::parse(request.bundle.as_bytes()) {
-        Ok(bundle) => bundle,
-        Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
-    };
-    let form = Form {
-        signature: request.signature,
-        plain: request.plain,
-    };
-    match Export::new(bundles.cache.store(), &bundle, form).await {
-        Ok(export) => {
-            let chunks = stream::unfold(export.start(), async |mut chunks| {
-                Some((chunks.recv().await?, chunks))
+    match Held::new(bundles.cache.store(), &request.blobs).await {
+        Ok(held) => {
+            let until_closed = stream::once(async move {
+                let _held = held;
+                future::pending::<io::Result<Bytes>>().await
             });
-            let body = Body::from_stream(chunks);
-            ([("content-type", "application/x-tar")], body).into_response()
+            Body::from_stream(until_closed).into_response()
         }
         Err(error) => refused(StatusCode::CONFLICT, &error.to_string()),
     }

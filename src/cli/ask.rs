@@ -101,8 +101,8 @@ impl Service {
         answer(self.call(asked).await?, progress).await
     }
 
-    /// A body that is no answer in words.
-    pub(super) async fn stream(&self, asked: Asked) -> anyhow::Result<Body> {
+    /// What is granted for as long as the answer lives, which has no end of its own.
+    pub(super) async fn hold(&self, asked: Asked) -> anyhow::Result<Body> {
         let response = self.call(asked).await?;
         if response.status().is_success() {
             return Ok(response.into_body());

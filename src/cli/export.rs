@@ -1,30 +1,29 @@
 //! `portcullis export`: images and all that belongs to them, in one file that crosses an air gap.
 //!
-//! The process that has the store says what the images are made of; here what the far side has is
-//! left out and the rest is signed, so that neither receipt nor key goes anywhere.
+//! The process that has the store says what the images are made of, and holds it; here what the far
+//! side has is left out and the rest is signed and written, so that neither receipt nor key goes
+//! anywhere, and blobs go from file to file.
 
 use std::fmt::Write as _;
-use std::io::{self, BufWriter, Write as _};
-use std::path::PathBuf;
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use axum::body::Body;
 use bytesize::ByteSize;
-use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::Report;
 use super::ask::{Asked, Progress, Service, with_service};
 use super::parts::{Shape, Writer};
 use crate::airgap::bundle::{Bundle, Receipt};
+use crate::airgap::export::{self, Form};
 use crate::airgap::sign::SigningKey;
-use crate::app::bundles::{ExportRequest, PlanRequest};
+use crate::app::bundles::{HoldRequest, PlanRequest};
 use crate::config::Source;
-use crate::store::control::is_store;
+use crate::oci::Digest;
+use crate::store::control::{is_store, open_held};
 
-/// Pieces that may wait for the disk.
-const WAITING: usize = 8;
 /// Smaller pieces are written together, in bytes.
 const TOGETHER: usize = 128 << 10;
 
@@ -60,7 +59,7 @@ pub(super) struct Export {
 /// What was written.
 struct Written {
     bundle: Bundle,
-    id: crate::oci::Digest,
+    id: Digest,
     files: Vec<PathBuf>,
     bytes: u64,
 }
@@ -90,7 +89,9 @@ impl Export {
             .build();
         let runtime = runtime.context("cannot start the runtime")?;
         let written = runtime.block_on(with_service(&config, source, async |service| {
-            self.export(service, key.as_ref(), receipt.as_ref()).await
+            let store = config.store.path.clone();
+            self.export(service, store, key.as_ref(), receipt.as_ref())
+                .await
         }))?;
         Ok(self.report(&written))
     }
@@ -98,6 +99,7 @@ impl Export {
     async fn export(
         &self,
         service: &Service,
+        store: PathBuf,
         key: Option<&SigningKey>,
         receipt: Option<&Receipt>,
     ) -> anyhow::Result<Written> {
@@ -110,25 +112,29 @@ impl Export {
         let bundle = Bundle::new(serde_json::from_value(planned)?, receipt);
         let head = bundle.head()?;
         let signature = key.map(|key| key.sign(&head.bundle, &head.checksums));
-        let request = ExportRequest {
-            bundle: String::from_utf8(head.bundle.to_vec())?,
+        let form = Form {
             signature: signature.transpose()?,
             plain: self.containerd,
         };
-        let stream = service.stream(Asked::post("export", &request)?).await?;
-        let progress = Progress::new("writing");
-        progress.expect(bundle.blobs().values().sum());
         let shape = Shape {
             to: self.to.clone(),
             zstd: self.zstd,
             split: self.split.map(|size| size.as_u64()),
         };
-        let (files, bytes) = write(stream, shape, &progress)
-            .await
+        let blobs = bundle.blobs();
+        let _held = service
+            .hold(Asked::post("hold", &HoldRequest { blobs })?)
+            .await?;
+        // Whoever gives this up stops the thread that writes.
+        let stop = CancellationToken::new();
+        let _stop_with_this = stop.clone().drop_guard();
+        let writing =
+            tokio::task::spawn_blocking(move || write(bundle, form, shape, &store, &stop));
+        let (bundle, files, bytes) = writing
+            .await?
             .with_context(|| format!("cannot write {}", self.to.display()))?;
-        progress.finish();
         Ok(Written {
-            id: crate::oci::Digest::sha256(&head.bundle),
+            id: Digest::sha256(&head.bundle),
             bundle,
             files,
             bytes,
@@ -174,32 +180,33 @@ impl Export {
     }
 }
 
-/// Writes what comes on a thread of its own, so that the socket never waits for an fsync.
-async fn write(
-    stream: Body,
+/// Writes `bundle` from the files of the store, until it is told to stop.
+fn write(
+    bundle: Bundle,
+    form: Form,
     shape: Shape,
-    progress: &Progress,
-) -> anyhow::Result<(Vec<PathBuf>, u64)> {
-    let (chunks, mut receiver) = mpsc::channel::<io::Result<bytes::Bytes>>(WAITING);
-    let writing = tokio::task::spawn_blocking(move || {
-        let mut writer = BufWriter::with_capacity(TOGETHER, Writer::create(shape)?);
-        while let Some(chunk) = receiver.blocking_recv() {
-            writer.write_all(&chunk?)?;
+    store: &Path,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Bundle, Vec<PathBuf>, u64)> {
+    let progress = Progress::new("writing");
+    progress.expect(bundle.blobs().values().sum());
+    let mut writer = BufWriter::with_capacity(TOGETHER, Writer::create(shape)?);
+    let open = |digest: &Digest| {
+        let opened = open_held(store, digest);
+        opened.map_err(|error| io::Error::new(error.kind(), format!("blob {digest}: {error}")))
+    };
+    let wrote = |bytes| {
+        progress.advance(bytes);
+        if stop.is_cancelled() {
+            return Err(io::Error::other("interrupted"));
         }
-        let writer = writer
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error)?;
-        writer.finish()
-    });
-    let mut stream = stream.into_data_stream();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(io::Error::other);
-        progress.advance(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
-        // A writer that has ended has a reason, which it says below.
-        if chunks.send(chunk).await.is_err() {
-            break;
-        }
-    }
-    drop(chunks);
-    writing.await?
+        Ok(())
+    };
+    export::write(&bundle, form, open, &mut writer, wrote)?;
+    let writer = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    let (files, bytes) = writer.finish()?;
+    progress.finish();
+    Ok((bundle, files, bytes))
 }

@@ -1,6 +1,6 @@
 //! `control.sock`: where a running process hears its operators. Who may open the file may ask.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::Store;
 use super::files::{Temporary, found};
 use super::layout::Layout;
+use crate::oci::Digest;
 
 /// Where the process that has the store at `path` listens, if one does.
 #[must_use]
@@ -20,6 +21,15 @@ pub fn socket(path: &Path) -> PathBuf {
 #[must_use]
 pub fn is_store(path: &Path) -> bool {
     Layout::new(path).v1().is_dir()
+}
+
+/// Opens a blob that the process which has the store at `path` holds for this one. What is here under
+/// that name was hashed, and nobody ever writes to it again.
+///
+/// # Errors
+/// Also when this process may not read what that one has written.
+pub fn open_held(path: &Path, digest: &Digest) -> io::Result<File> {
+    File::open(Layout::new(path).blob(digest))
 }
 
 impl Store {
