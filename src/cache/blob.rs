@@ -19,7 +19,7 @@ use url::Url;
 
 use super::access::Access;
 use super::error::Kind;
-use super::source::RepositorySource;
+use super::source::{Offline, RepositorySource};
 use super::{Cache, CacheError, Outcome};
 use crate::fill::{Join, Joined, Reader, Source};
 use crate::oci::{Digest, RangeSpec, Reference, Repository};
@@ -114,19 +114,27 @@ impl Cache {
         }
         let missing = CacheError::Offline { listing: false };
         // What the upstream has said yes to may need nothing of it: it runs already, or is near.
-        let upstream = if linked && (self.store.is_shared() || self.fills.is_running(digest)) {
-            access.upstream(missing)?
+        let near = linked && (self.store.is_shared() || self.fills.is_running(digest));
+        let upstream = if near {
+            access.upstream(missing)
         } else {
-            access.ask(missing)?
+            access.ask(missing)
+        };
+        let source: Arc<dyn Source> = match upstream {
+            Ok(upstream) => Arc::new(RepositorySource::new(
+                Arc::clone(upstream),
+                repository.clone(),
+                *digest,
+            )),
+            Err(CacheError::Offline { .. }) if near => {
+                let shared = self.store.shared.clone();
+                Arc::new(Offline::new(repository, shared, *digest))
+            }
+            Err(error) => return Err(error),
         };
         if !linked {
             self.recently_missing(repository, digest)?;
         }
-        let source: Arc<dyn Source> = Arc::new(RepositorySource::new(
-            Arc::clone(upstream),
-            repository.clone(),
-            *digest,
-        ));
         let (mut joined, outcome) = loop {
             match self
                 .fills

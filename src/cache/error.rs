@@ -10,8 +10,6 @@ use crate::store::StoreError;
 use crate::telemetry::metrics::Stale;
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
 
-use super::source::upstream_error;
-
 /// How soon a client may come again when too much is going on.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -128,10 +126,14 @@ impl CacheError {
 
 impl From<SourceError> for CacheError {
     fn from(error: SourceError) -> Self {
-        match upstream_error(&error) {
-            Some(error) => CacheError::from_upstream(error.clone(), Kind::Blob),
-            None => CacheError::WrongBytes(error.to_string()),
+        // A source's own words, where it failed by them.
+        if let Some(error) = error.cause.downcast_ref::<UpstreamError>() {
+            return CacheError::from_upstream(error.clone(), Kind::Blob);
         }
+        if let Some(error) = error.cause.downcast_ref::<CacheError>() {
+            return error.clone();
+        }
+        CacheError::WrongBytes(error.to_string())
     }
 }
 

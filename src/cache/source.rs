@@ -1,19 +1,27 @@
-//! One repository of an upstream, as a fill sees it.
+//! Where a fill's readers come from: one repository of an upstream, or offline nobody.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 
+use super::CacheError;
 use crate::fill::{Opened, Source, SourceError, SourceErrorKind};
 use crate::oci::{Digest, Repository};
+use crate::store::Shared;
 use crate::upstream::{BlobBody, Upstream, UpstreamError, UpstreamErrorKind};
+
+/// How long a fill that is offline waits for what the shared store has, which is on its way when this
+/// begins.
+const LATE: Duration = Duration::from_secs(10);
 
 pub(super) struct RepositorySource {
     upstream: Arc<Upstream>,
@@ -23,6 +31,18 @@ pub(super) struct RepositorySource {
     /// The upstream has begun to send it.
     begun: AtomicBool,
 }
+
+/// Offline there is no upstream. What the shared store has comes from there, as from near; this says
+/// that there is nothing else.
+#[derive(Debug)]
+pub(super) struct Offline {
+    name: String,
+    shared: Option<Arc<Shared>>,
+    digest: Digest,
+    permits: Arc<Semaphore>,
+}
+
+// === impl RepositorySource ===
 
 impl RepositorySource {
     pub(super) fn new(upstream: Arc<Upstream>, repository: Repository, digest: Digest) -> Self {
@@ -74,6 +94,65 @@ impl Source for RepositorySource {
     }
 }
 
+// === impl Offline ===
+
+impl Offline {
+    pub(super) fn new(
+        repository: &Repository,
+        shared: Option<Arc<Shared>>,
+        digest: Digest,
+    ) -> Self {
+        Offline {
+            name: format!("{repository}, offline"),
+            shared,
+            digest,
+            permits: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for Offline {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        let permits = Arc::clone(&self.permits);
+        permits
+            .acquire_owned()
+            .await
+            .expect("nobody closes this semaphore")
+    }
+
+    fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
+        None
+    }
+
+    /// Asked only where nothing was found near in the time that a pull waits for that when it has an
+    /// upstream too. Here it has all the time there is.
+    async fn open(&self, _: Option<Range<u64>>) -> Result<Opened, SourceError> {
+        let found = match &self.shared {
+            Some(shared) => shared.stat(&self.digest).await,
+            None => Ok(None),
+        };
+        match found {
+            Ok(Some(_)) => sleep(LATE).await,
+            Ok(None) => {}
+            Err(error) => {
+                return Err(SourceError {
+                    kind: SourceErrorKind::Broken,
+                    cause: Arc::new(error),
+                });
+            }
+        }
+        Err(SourceError {
+            kind: SourceErrorKind::Gone,
+            cause: Arc::new(CacheError::Offline { listing: false }),
+        })
+    }
+}
+
 /// A body as a stream that ends after its first error.
 pub(super) fn body_stream(body: BlobBody) -> BoxStream<'static, Result<Bytes, SourceError>> {
     let chunks = stream::unfold(Some(body), |body| async {
@@ -110,9 +189,4 @@ pub(super) fn source_error(error: UpstreamError) -> SourceError {
         kind,
         cause: Arc::new(error),
     }
-}
-
-/// The upstream's own words, where a source failed by them.
-pub(super) fn upstream_error(error: &SourceError) -> Option<&UpstreamError> {
-    error.cause.downcast_ref()
 }

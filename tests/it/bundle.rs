@@ -306,7 +306,7 @@ fn an_import_reaches_the_other_replicas() {
     // Nobody listens there: what is served came from the shared store.
     let replica = || {
         Setup::registry_at("http://127.0.0.1:9")
-            .section("tags", "fresh_for = \"1h\"")
+            .section("server", "offline = true")
             .shared(azurite(), &name)
             .start()
     };
@@ -317,6 +317,16 @@ fn an_import_reaches_the_other_replicas() {
     eventually("all blobs in the shared store", || {
         container.names("v1/blobs/").len() == blobs && container.names("v1/pins/").len() == 3
     });
+    scene.assert_served_by_all_but_tags(&second);
+
+    // What is missing there is missing, and said at once.
+    let layer = Digest::sha256(&scene.base.layers[0]);
+    let hex = layer.hex();
+    container.delete(&format!("fleet/v1/blobs/sha256/{}/{hex}", &hex[..2]));
+    let third = replica();
+    let path = at(&format!("demo/base/blobs/{layer}"));
+    let missing = third.get(&path).assert_error(503, "UNAVAILABLE");
+    assert!(missing.reason.contains("offline"), "{}", missing.reason);
     scene.assert_served_by_all_but_tags(&second);
 }
 

@@ -232,6 +232,10 @@ impl Container {
         block_on(self.0.put(&Key::from(name), payload)).unwrap();
     }
 
+    pub fn delete(&self, name: &str) {
+        block_on(self.0.delete(&Key::from(name))).unwrap();
+    }
+
     /// The digests that lie there, in order.
     pub fn stored(&self) -> Vec<Digest> {
         let names = self.names("/v1/blobs/");
