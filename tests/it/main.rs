@@ -19,6 +19,7 @@
 mod support;
 
 mod admission;
+mod airgap;
 mod audit;
 mod azure;
 mod bundle;

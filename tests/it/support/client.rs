@@ -166,16 +166,21 @@ impl Client {
         Answer::read(BufReader::new(stream), method)
     }
 
+    /// JSON.
     pub fn post(&self, path: &str, body: &[u8]) -> Response {
+        self.upload("POST", path, "application/json", body)
+    }
+
+    pub fn upload(&self, method: &str, path: &str, media_type: &str, body: &[u8]) -> Response {
         let mut stream = self.connect().unwrap();
         let (address, length) = (self.address, body.len());
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: {media_type}\r\n\
              Content-Length: {length}\r\nConnection: close\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(body).unwrap();
-        Answer::read(BufReader::new(stream), "POST")
+        Answer::read(BufReader::new(stream), method)
             .unwrap()
             .finish()
     }

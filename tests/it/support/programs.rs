@@ -10,11 +10,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use portcullis::oci::Digest;
 use tempfile::TempDir;
 
 use super::PATIENCE;
 use super::canary::assert_silent;
-use super::image::Image;
+use super::client::Client;
+use super::image::{Image, Manifest};
+
+const OCTETS: &str = "application/octet-stream";
 
 /// A Debian docker-registry on loopback with an empty store.
 #[derive(Debug)]
@@ -194,6 +198,31 @@ impl Registry {
             "--dest-tls-verify=false",
         ];
         run(skopeo().args(options).args(login).args([from, to])).assert_success();
+    }
+
+    /// As a client pushes it (distribution specification, "Pushing a blob monolithically").
+    pub fn put_blob(&self, repository: &str, bytes: &[u8]) {
+        let client = Client::new(self.address);
+        let start = client.upload(
+            "POST",
+            &format!("/v2/{repository}/blobs/uploads/"),
+            OCTETS,
+            b"",
+        );
+        let start = start.assert(202);
+        let location = start.header("location").unwrap();
+        let path = location.split(&self.address.to_string()).nth(1).unwrap();
+        let digest = Digest::sha256(bytes);
+        let put = client.upload("PUT", &format!("{path}&digest={digest}"), OCTETS, bytes);
+        put.assert(201);
+    }
+
+    /// `reference` is a tag or its digest. What it refers to has to be there.
+    pub fn put_manifest(&self, repository: &str, reference: &str, manifest: &Manifest) {
+        let client = Client::new(self.address);
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        let put = client.upload("PUT", &path, &manifest.media_type, &manifest.bytes);
+        put.assert(201);
     }
 
     pub fn stop(&mut self) {

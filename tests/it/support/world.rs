@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs::Permissions;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use super::certificates::Certificates;
 use super::eventually;
 use super::image::Image;
+use super::network::Island;
 use super::programs::{program, run};
 
 /// The proxy's address, and so its only neighbour's.
@@ -34,8 +34,7 @@ pub const PASSWORD: &str = "canary%40proxy:7c1e";
 /// Everything at the other end of the cable.
 #[derive(Debug)]
 pub struct World {
-    /// Its namespace lives as long as this process.
-    pause: Child,
+    other: Island,
     directory: TempDir,
     pub certificates: Certificates,
     registry: Child,
@@ -59,17 +58,8 @@ pub struct Traffic {
 impl World {
     /// Must be called in a network of its own (`network::in_own_network`).
     pub fn start() -> Self {
-        let mut pause = program("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up; echo up; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut said = BufReader::new(pause.stdout.take().unwrap());
-        said.read_line(&mut line).unwrap();
-        assert_eq!(line, "up\n");
-        let pid = pause.id().to_string();
+        let other = Island::start();
+        let pid = other.pid();
         let inside = format!(
             "set -e; ip link add cable type veth peer name cable netns {pid}
              ip link set dev cable addrgenmode none; ip addr add 192.0.2.2/24 dev cable
@@ -80,16 +70,16 @@ impl World {
             "set -e; ip link set dev cable addrgenmode none; ip addr add 192.0.2.1/24 dev cable
              ip link set cable up; ip addr add {REGISTRY_AT}/32 dev lo; ip addr add {CDN_AT}/32 dev lo"
         );
-        run(inside_of(&pause, "sh").args(["-c", &outside])).assert_success();
+        run(other.program("sh").args(["-c", &outside])).assert_success();
 
         let directory = TempDir::new().unwrap();
         // squid gives up being root.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
         let certificates = Certificates::of(&directory.path().join("tls"), &[REGISTRY, CDN]);
-        let registry = start_registry(&pause, directory.path(), &certificates);
-        let cdn = start_cdn(&pause, directory.path(), &certificates);
+        let registry = start_registry(&other, directory.path(), &certificates);
+        let cdn = start_cdn(&other, directory.path(), &certificates);
         let world = World {
-            pause,
+            other,
             directory,
             certificates,
             registry,
@@ -106,7 +96,7 @@ impl World {
         image.write_layout(&layout, tag);
         let to = format!("docker://{REGISTRY_AT}/{repository}:{tag}");
         let push = || {
-            let mut skopeo = inside_of(&self.pause, "skopeo");
+            let mut skopeo = self.other.program("skopeo");
             skopeo
                 .args(["--insecure-policy", "copy", "-q", "--preserve-digests"])
                 .args(["--dest-tls-verify=false"])
@@ -159,9 +149,9 @@ impl World {
         }
         config += &documented;
         std::fs::write(at("squid.conf"), config).unwrap();
-        let mut squid = inside_of(&self.pause, "squid");
+        let mut squid = self.other.program("squid");
         // Of each there may be one by a name.
-        let name = format!("test{}", self.pause.id());
+        let name = format!("test{}", self.other.pid());
         squid.args(["-N", "-n", &name, "-f", &at("squid.conf")]);
         self.proxy_is(&mut squid);
     }
@@ -180,7 +170,7 @@ impl World {
             at("filter")
         );
         std::fs::write(at("tinyproxy.conf"), config).unwrap();
-        let mut tinyproxy = inside_of(&self.pause, "unshare");
+        let mut tinyproxy = self.other.program("unshare");
         tinyproxy
             .args(["--mount", "sh", "-c"])
             .arg("mount --bind \"$0\" /etc/hosts; exec tinyproxy -d -c \"$1\"")
@@ -198,19 +188,15 @@ impl World {
 
     /// A SOCKS5 proxy that takes names only. It lives as long as the process.
     pub fn socks(&mut self) {
-        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.pause.id())).unwrap();
-        let (ready, started) = std::sync::mpsc::channel();
-        thread::spawn(move || {
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind).unwrap();
+        // Threads are where the one is that starts them.
+        self.other.inside(|| {
             let listener = TcpListener::bind(PROXY).unwrap();
-            ready.send(()).unwrap();
-            // Threads are where the one is that starts them.
-            for stream in listener.incoming().flatten() {
-                thread::spawn(move || socks(stream));
-            }
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    thread::spawn(move || socks(stream));
+                }
+            });
         });
-        started.recv().unwrap();
         Traffic::forget();
     }
 
@@ -237,9 +223,8 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         self.stop_proxy();
-        for child in [&mut self.registry, &mut self.cdn, &mut self.pause] {
-            end(child);
-        }
+        end(&mut self.registry);
+        end(&mut self.cdn);
     }
 }
 
@@ -285,15 +270,6 @@ pub fn cut_the_cable() {
     run(program("iptables").args(["-A", "INPUT", "-i", "cable", "-j", "DROP"])).assert_success();
 }
 
-/// A program in the namespace of `pause`.
-fn inside_of(pause: &Child, name: &str) -> Command {
-    let mut command = program("nsenter");
-    command
-        .arg(format!("--net=/proc/{}/ns/net", pause.id()))
-        .arg(program(name).get_program());
-    command
-}
-
 /// SIGTERM, so that it takes away what it has left in /dev/shm.
 fn end(child: &mut Child) {
     let _ = kill_process(Pid::from_child(child), Signal::TERM);
@@ -305,7 +281,7 @@ fn names() -> String {
 }
 
 /// Debian's docker-registry, which sends everybody to the CDN for blobs.
-fn start_registry(pause: &Child, directory: &Path, files: &Certificates) -> Child {
+fn start_registry(other: &Island, directory: &Path, files: &Certificates) -> Child {
     let config = format!(
         "version: 0.1\nlog: {{accesslog: {{disabled: true}}}}\n\
          storage: {{filesystem: {{rootdirectory: {}}}}}\n\
@@ -317,7 +293,7 @@ fn start_registry(pause: &Child, directory: &Path, files: &Certificates) -> Chil
     );
     let file = directory.join("registry.yml");
     std::fs::write(&file, config).unwrap();
-    let mut registry = inside_of(pause, "docker-registry");
+    let mut registry = other.program("docker-registry");
     let registry = registry.arg("serve").arg(file);
     registry
         .stdin(Stdio::null())
@@ -327,7 +303,7 @@ fn start_registry(pause: &Child, directory: &Path, files: &Certificates) -> Chil
 }
 
 /// nginx over the registry's own files.
-fn start_cdn(pause: &Child, directory: &Path, files: &Certificates) -> Child {
+fn start_cdn(other: &Island, directory: &Path, files: &Certificates) -> Child {
     let at = |name: &str| -> PathBuf { directory.join(name) };
     let config = format!(
         "daemon off; user root; pid {pid}; error_log {log};\nevents {{}}\n\
@@ -342,7 +318,7 @@ fn start_cdn(pause: &Child, directory: &Path, files: &Certificates) -> Child {
         root = at("storage").display(),
     );
     std::fs::write(at("nginx.conf"), config).unwrap();
-    let mut nginx = inside_of(pause, "nginx");
+    let mut nginx = other.program("nginx");
     let nginx = nginx
         .arg("-e")
         .arg(at("nginx.log"))
