@@ -1,14 +1,14 @@
 //! `warm`: images that are here before anybody asks, with what signs them, and that stay.
 
 use std::fs;
-use std::process::Stdio;
 
 use portcullis::oci::Digest;
 use serde_json::{Value, json};
 
 use crate::support::image::{Image, Manifest, OCI_INDEX, descriptor, random};
+use crate::support::kill::{any_below, kill, start, wait};
 use crate::support::programs::Outcome;
-use crate::support::proxy::{Proxy, Setup, command};
+use crate::support::proxy::{Proxy, Setup};
 use crate::support::upstream::{Fault, Upstream};
 use crate::support::{KIB, MIB, at};
 
@@ -146,6 +146,66 @@ fn one_that_fails_is_named_and_the_others_are_warm() {
     assert_eq!((error(2), error(3)), (None, None));
 }
 
+/// Ten times, at whatever byte of it, the command or the server.
+#[test]
+fn kill_9_at_any_moment_of_warm_loses_nothing_that_was_acknowledged() {
+    let upstream = Upstream::start();
+    upstream.rate(30_000_000);
+    let images = [
+        Image::with_layers(&[MIB, 10 * KIB]),
+        Image::with_layers(&[200 * KIB, 3 * MIB]),
+        Image::with_layers(&[KIB]),
+    ];
+    let names = images.iter().enumerate().map(|(at, image)| {
+        upstream.image(&format!("demo/app-{at}"), "1", image);
+        format!("registry.example/demo/app-{at}:1")
+    });
+    let names: Vec<String> = names.collect();
+    let arguments: Vec<&str> = names.iter().map(String::as_str).collect();
+    let total = 4 * MIB + 200 * KIB;
+    for victim in ["command", "server"].into_iter().cycle().take(10) {
+        let moment = any_below(total);
+        let mut proxy = Proxy::start(&upstream);
+        let assert_all_here = |proxy: &Proxy| {
+            let stored = proxy.stored();
+            let blobs = images
+                .iter()
+                .flat_map(Image::blobs)
+                .map(|blob| Digest::sha256(blob));
+            let manifests = images.iter().map(|image| image.manifest.digest());
+            for digest in blobs.chain(manifests) {
+                assert!(
+                    stored.contains(&digest),
+                    "{victim} at {moment}: {digest} is lost"
+                );
+            }
+            let pins = fs::read_dir(proxy.store().join("v1/pins")).unwrap().count();
+            assert_eq!(pins, images.len(), "{victim} at {moment}");
+        };
+        let before = upstream.sent("demo/");
+        let mut running = start(&proxy, &[&["warm"], &arguments[..]].concat());
+        wait(&mut running, || {
+            upstream.sent("demo/") - before >= moment as u64
+        });
+        let acknowledged = if victim == "server" {
+            proxy.kill9();
+            running.wait().unwrap().success()
+        } else {
+            let acknowledged = kill(running);
+            proxy.kill9();
+            acknowledged
+        };
+        if acknowledged {
+            assert_all_here(&proxy);
+        }
+        proxy.start_again();
+        let done = answer(&warm(&proxy, &arguments).assert_success());
+        assert_eq!(done["failed"], 0, "{victim} at {moment}");
+        proxy.kill9();
+        assert_all_here(&proxy);
+    }
+}
+
 #[test]
 fn kill_9_during_warm_costs_what_was_on_its_way() {
     for victim in ["command", "server"] {
@@ -163,17 +223,10 @@ fn kill_9_during_warm_costs_what_was_on_its_way() {
             "registry.example/demo/small:1",
             "registry.example/demo/app:1",
         ];
-        let config = proxy.directory().join("portcullis.toml");
-        let mut running = command(&config, &[&["warm"], &images[..]].concat())
-            .current_dir(proxy.directory())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut running = start(&proxy, &[&["warm"], &images[..]].concat());
         gate.reached();
         if victim == "command" {
-            running.kill().unwrap();
-            running.wait().unwrap();
+            kill(running);
         } else {
             proxy.kill9();
             assert!(!running.wait().unwrap().success());

@@ -8,6 +8,7 @@ pub mod cri;
 pub mod engines;
 pub mod herd;
 pub mod image;
+pub mod kill;
 pub mod listeners;
 pub mod network;
 pub mod programs;
