@@ -218,8 +218,10 @@ impl TagRecord {
         self
     }
 
-    /// The upstream named `entry` at `entry.last_seen`: it becomes the newest, and nothing else
-    /// was seen later, whatever a clock that was wrong may have written.
+    /// The upstream named `entry` at `entry.last_seen`: it becomes the newest. Where another one was
+    /// seen in the same second, or a little later by another replica's clock, this counts on from
+    /// there, because those may hold a copy of this record. Whatever a clock that was wrong may have
+    /// written beyond that was not seen later.
     fn see(&mut self, variant: Variant, mut entry: TagEntry) {
         let entries = self.variants.entry(variant).or_default();
         if let Some(position) = entries
@@ -230,8 +232,12 @@ impl TagRecord {
             entry.first_seen = entry.first_seen.min(known.first_seen);
             entry.vouched |= known.vouched;
         }
-        clamp(entries, entry.last_seen.saturating_sub(1));
         self.checked = entry.last_seen;
+        let newest = entries.last().map_or(i64::MIN, |newest| newest.last_seen);
+        if (0..CLOCKS_DIFFER).contains(&newest.saturating_sub(entry.last_seen)) {
+            entry.last_seen = newest + 1;
+        }
+        clamp(entries, entry.last_seen.saturating_sub(1));
         entries.push(entry);
         thin_out(entries);
     }
