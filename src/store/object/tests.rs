@@ -1,9 +1,17 @@
 //! A store that fails and a store that hangs. What a store that works must do stands in
 //! `tests/it/contract.rs`, where the real ones are.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use bytes::Bytes;
+use object_store::UpdateVersion;
+
+use super::blobs::PART;
 use super::fake::{Fake, Mood};
+use super::small::RACES;
 use super::*;
-use crate::oci::{Repository, Tag};
+use crate::oci::{Digest, Repository, Tag};
 
 fn shared() -> (Arc<Fake>, Arc<Shared>) {
     let fake = Arc::new(Fake::default());
