@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Config, Fault, Source};
 use crate::policy::{Engine, Problem};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, SecretSource};
 use crate::upstream::{Upstreams, store_client};
 
 /// More connections for one blob than any registry likes.
@@ -27,6 +27,9 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
     };
     for message in config.server.check().err().into_iter().flatten() {
         wrong("server", message);
+    }
+    if let Some(Err(error)) = config.server.admin_token.as_ref().map(SecretSource::read) {
+        wrong("server.admin_token", error);
     }
     if let Some(tls) = &config.server.tls
         && let Err(error) = tls.check()

@@ -39,7 +39,7 @@ use url::Url;
 
 use crate::cache::Cache;
 use crate::oci::{HostMap, OwnNames, Registry};
-use crate::telemetry::{Metrics, SecretSource};
+use crate::telemetry::{Metrics, Secret, SecretSource};
 use crate::upstream::PeerKey;
 use admin::Admin;
 use admission::{Admission, Review};
@@ -64,7 +64,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// For operators.
     pub admin: SocketAddr,
-    /// Guards what changes anything on the admin address.
+    /// Asked for on the admin address where other machines reach that; probes need none.
     pub admin_token: Option<SecretSource>,
     /// `/metrics` alone on an address of its own.
     pub metrics: Option<SocketAddr>,
@@ -97,6 +97,7 @@ pub struct Limits {
 pub struct Server {
     data: Listener,
     admin: Listener,
+    admin_token: Option<Secret<String>>,
     metrics_only: Option<Listener>,
     admission: Option<(Listener, Admission)>,
     /// Those of all listeners.
@@ -151,6 +152,12 @@ impl Config {
             wrong.push("server.http2 is offered on TLS only and needs [server.tls]".to_owned());
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+
+    /// What the admin address asks for. On loopback it asks for nothing.
+    fn token_of_admin(&self) -> Option<SecretSource> {
+        let is_open = !self.admin.ip().is_loopback();
+        self.admin_token.clone().filter(|_| is_open)
     }
 
     /// How images are written that come from us.
@@ -220,6 +227,17 @@ impl Server {
                 Some(tokio::task::spawn_blocking(move || Tls::load(files, http2)).await??)
             }
         };
+        let admin_token =
+            match config.token_of_admin() {
+                None => None,
+                Some(token) => {
+                    let token = tokio::task::spawn_blocking(move || token.read()).await?;
+                    let wrong = |error| format!("server.admin_token: {error}");
+                    Some(token.map_err(|error| {
+                        io::Error::new(io::ErrorKind::InvalidInput, wrong(error))
+                    })?)
+                }
+            };
         let most = (limits.connections, limits.connections_per_client);
         let data = Listener::bind(
             config.listen,
@@ -235,6 +253,7 @@ impl Server {
         Ok(Server {
             data,
             admin: operators(config.admin).await?,
+            admin_token,
             metrics_only: match config.metrics {
                 Some(address) => Some(operators(address).await?),
                 None => None,
@@ -311,7 +330,7 @@ impl Server {
             health: health.clone(),
             peers: self.peers,
         });
-        let admin = Arc::new(Admin::new(Arc::clone(&metrics), health));
+        let admin = Arc::new(Admin::new(Arc::clone(&metrics), health, self.admin_token));
         let mut connections = vec![Arc::clone(&self.data.connections)];
         tracker.spawn(self.data.serve(api, stop.clone(), tracker.clone()));
         tracker.spawn(self.admin.serve(admin, stop.clone(), tracker.clone()));

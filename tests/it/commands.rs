@@ -3,10 +3,14 @@
 use std::fs;
 use std::path::Path;
 
+use crate::support::canary::secret;
+use crate::support::client::Client;
 use crate::support::listeners::Bystander;
 use crate::support::programs::{Outcome, run};
 use crate::support::proxy::{Proxy, Setup, command};
 use crate::support::upstream::Upstream;
+
+const TOKEN: &str = secret!("of-the-operators");
 
 const RULES: &str = r#"
 [[policy.rules]]
@@ -245,4 +249,25 @@ fn serve_says_where_it_listens_and_needs_no_file() {
     let fields = proxy.logs().wait_for("listening");
     assert_eq!(fields["address"], proxy.address.to_string());
     assert_eq!(fields["admin"], proxy.admin.to_string());
+}
+
+/// Its token is in no log either: the canary looks for it.
+#[test]
+fn an_open_admin_address_asks_for_its_token() {
+    let upstream = Upstream::start();
+    let proxy = Setup::new(&upstream).open_admin(TOKEN).start();
+    let admin = Client::new(proxy.admin);
+    for path in ["/metrics", "/api/v1/egress"] {
+        let refused = admin.get(path).assert(401);
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+        let login = format!("Bearer {TOKEN}");
+        admin
+            .send("GET", path, &[("Authorization", &login)])
+            .assert(200);
+        admin
+            .send("GET", path, &[("Authorization", "Bearer of bad news")])
+            .assert(401);
+    }
+    admin.get("/healthz").assert(200);
+    admin.get("/readyz").assert(200);
 }

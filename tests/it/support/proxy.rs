@@ -103,6 +103,14 @@ impl Setup {
         self.section("server", &lines)
     }
 
+    /// An admin address that other machines reach, and what it asks for.
+    pub fn open_admin(mut self, token: &str) -> Self {
+        self.sections.remove("server");
+        let lines =
+            format!("listen = \"127.0.0.1:0\"\nadmin = \"0.0.0.0:0\"\nadmin_token = \"{token}\"");
+        self.section("server", &lines)
+    }
+
     /// More lines for `registry.example`.
     pub fn upstream(self, lines: &str) -> Self {
         self.section("upstreams.\"registry.example\"", lines)
