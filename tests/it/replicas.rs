@@ -184,7 +184,9 @@ fn a_killed_holder_costs_seconds_and_no_pull() {
 
 fn a_killed_holder() -> bool {
     let upstream = Upstream::start();
-    upstream.rate(20_000_000);
+    // What the holder has and the others have not yet is lost with it. That is a matter of
+    // milliseconds, unless thirty clients leave no processor time for the others to follow.
+    upstream.rate(6_000_000);
     let mut fleet = Fleet::<3>::start(&upstream);
     let (bytes, digest, path) = blob(&upstream, 200 * MIB);
     let mut holder = None;
