@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Cache;
 use super::closure::{Closure, ClosureError, Progress};
 use super::manifest::now;
-use crate::oci::{Digest, Image, Platform, Reference};
+use crate::oci::{Digest, Image, Platform, Reference, Repository};
 use crate::policy::{InvalidPattern, Pattern};
 use crate::store::catalog::{Catalog, Name};
 use crate::store::keep::{PINNING, PinError, Why};
@@ -66,6 +66,9 @@ pub struct Purged {
     pub blobs: usize,
     /// Bytes that are free now.
     pub bytes: u64,
+    /// Why the shared store still has some of the names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<String>,
 }
 
 // === impl Cache ===
@@ -75,6 +78,12 @@ impl Cache {
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// Everything that is here, also what came a moment ago.
+    pub async fn catalog(&self) -> Result<Catalog, StoreError> {
+        self.write_manifests().await;
+        self.store.catalog().await
     }
 
     /// Makes an image whole and pins it. When this returns, the pin would survive a power loss.
@@ -123,7 +132,7 @@ impl Cache {
         };
         self.store.pin_pattern(pin).await?;
         self.tell_fleet_of_pins().await;
-        let catalog = self.store.catalog().await?;
+        let catalog = self.catalog().await?;
         let matched = catalog.matched(&parsed);
         Ok(Pinned {
             image: pattern.to_owned(),
@@ -157,7 +166,7 @@ impl Cache {
 
     /// Forgets an image and takes away what no other image that is here needs.
     pub async fn purge(&self, image: &Image) -> Result<Purged, KeepError> {
-        let catalog = self.store.catalog().await?;
+        let catalog = self.catalog().await?;
         let wanted = canonical(image);
         let known = catalog.names().into_iter();
         let mut names: Vec<Name> = known.filter(|name| name.to_string() == wanted).collect();
@@ -180,7 +189,7 @@ impl Cache {
 
     /// The same for all images of a digest, or for a blob that no image needs.
     pub async fn purge_digest(&self, digest: &Digest) -> Result<Purged, KeepError> {
-        let catalog = self.store.catalog().await?;
+        let catalog = self.catalog().await?;
         let above = catalog.above(digest);
         let names = catalog.names().into_iter();
         let (named, others): (Vec<_>, Vec<_>) = names.partition(|name| name.digest == *digest);
@@ -197,7 +206,9 @@ impl Cache {
                 return Err(KeepError::NotHere(digest.to_string()));
             }
             self.refuse_if_pinned(&digest.to_string(), digest)?;
-            return self.take(&catalog, Vec::new(), vec![*digest]).await;
+            return self
+                .take(&catalog, Vec::new(), vec![*digest], Vec::new())
+                .await;
         }
         self.purge_names(&catalog, named).await
     }
@@ -216,10 +227,13 @@ impl Cache {
             }
         }
         let only = catalog.only_of(&names);
+        let mut gone = Vec::new();
         for name in &names {
             self.store.forget(name).await;
+            gone.push((name.repository.clone(), name.reference.clone()));
             for digest in &only.links {
                 self.store.links.remove_link(&name.repository, digest).await;
+                gone.push((name.repository.clone(), Reference::Digest(*digest)));
             }
         }
         let free = only.blobs.into_iter();
@@ -227,23 +241,29 @@ impl Cache {
             .filter(|digest| pins.images_with(digest).is_empty())
             .collect();
         let images = names.iter().map(ToString::to_string).collect();
-        self.take(catalog, images, free).await
+        self.take(catalog, images, free, gone).await
     }
 
+    /// Takes `digests` away, and what the fleet knows by the names that are `gone` here.
     async fn take(
         &self,
         catalog: &Catalog,
         images: Vec<String>,
         digests: Vec<Digest>,
+        mut gone: Vec<(Repository, Reference)>,
     ) -> Result<Purged, KeepError> {
         for digest in &digests {
             self.manifests.invalidate(digest);
+            let linked = catalog.linked(digest).cloned();
+            gone.extend(linked.map(|repository| (repository, Reference::Digest(*digest))));
         }
         let (blobs, bytes) = self.store.purge(catalog, digests).await?;
+        let shared = self.store.forget_shared(gone).await;
         Ok(Purged {
             images,
             blobs,
             bytes,
+            shared: shared.err().map(|error| error.to_string()),
         })
     }
 

@@ -393,10 +393,17 @@ impl Cache {
         if self.unwritten.push(manifest) {
             let cache = Arc::clone(self);
             self.tracker.spawn(async move {
-                let manifests = cache.unwritten.take_after_burst().await;
-                cache.store.disk.put_all(manifests).await;
+                cache.unwritten.burst().await;
+                cache.write_manifests().await;
             });
         }
+    }
+
+    /// Writes the manifests that are still in memory only.
+    pub(super) async fn write_manifests(&self) {
+        let disk = &self.store.disk;
+        let write = async |manifests| disk.put_all(manifests).await;
+        self.unwritten.flush(write).await;
     }
 
     /// A manifest that we or other replicas have.

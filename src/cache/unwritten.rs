@@ -15,7 +15,11 @@ const MOST_PAUSES: usize = 4;
 
 /// Manifests that wait for the end of a burst.
 #[derive(Debug, Default)]
-pub(super) struct Unwritten(Mutex<Vec<(Digest, Bytes)>>);
+pub(super) struct Unwritten {
+    waiting: Mutex<Vec<(Digest, Bytes)>>,
+    /// Held by who writes.
+    writing: tokio::sync::Mutex<()>,
+}
 
 // === impl Unwritten ===
 
@@ -27,8 +31,8 @@ impl Unwritten {
         waiting.len() == 1
     }
 
-    /// All that have come when the burst is over, two seconds from now at the latest.
-    pub(super) async fn take_after_burst(&self) -> Vec<(Digest, Bytes)> {
+    /// Resolves when the burst is over, two seconds from now at the latest.
+    pub(super) async fn burst(&self) {
         let mut seen = 1;
         for _ in 0..MOST_PAUSES {
             tokio::time::sleep(PAUSE).await;
@@ -37,11 +41,17 @@ impl Unwritten {
                 break;
             }
         }
-        std::mem::take(&mut *self.lock())
+    }
+
+    /// Has `write` write all that have come. When this returns, what others took is written too.
+    pub(super) async fn flush(&self, write: impl AsyncFnOnce(Vec<(Digest, Bytes)>)) {
+        let _one_at_a_time = self.writing.lock().await;
+        let manifests = std::mem::take(&mut *self.lock());
+        write(manifests).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Digest, Bytes)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -57,11 +67,21 @@ mod tests {
         Manifest::parse(bytes, Some("application/json"), Algorithm::Sha256).unwrap()
     }
 
+    /// How many there are when the burst is over.
+    async fn count(unwritten: &Unwritten) -> usize {
+        unwritten.burst().await;
+        let mut count = 0;
+        unwritten
+            .flush(async |manifests| count = manifests.len())
+            .await;
+        count
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_manifest_waits_for_one_pause() {
         let (unwritten, begin) = (Unwritten::default(), Instant::now());
         assert!(unwritten.push(&manifest(1)));
-        assert_eq!(unwritten.take_after_burst().await.len(), 1);
+        assert_eq!(count(&unwritten).await, 1);
         assert_eq!(begin.elapsed().as_millis(), 500);
         assert!(unwritten.push(&manifest(2)), "the next begins a new burst");
     }
@@ -76,9 +96,9 @@ mod tests {
             }
         };
         let writer = async {
-            let first = unwritten.take_after_burst().await.len();
+            let first = count(&unwritten).await;
             let then = begin.elapsed().as_millis();
-            (first, then, unwritten.take_after_burst().await.len())
+            (first, then, count(&unwritten).await)
         };
         let ((), (first, then, rest)) = tokio::join!(burst, writer);
         assert_eq!(then, 2000);

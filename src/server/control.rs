@@ -215,7 +215,7 @@ impl Control {
 
 async fn images(State(shared): State<Arc<Shared>>) -> Answer {
     let store = shared.cache.store();
-    let catalog = store.catalog().await?;
+    let catalog = shared.cache.catalog().await?;
     let pins = store.disk.pins();
     let images = catalog.images(|name| {
         pins.image(&name.to_string()).is_some() || pins.pattern_with(&name.digest).is_some()
@@ -224,7 +224,7 @@ async fn images(State(shared): State<Arc<Shared>>) -> Answer {
 }
 
 async fn blobs(State(shared): State<Arc<Shared>>) -> Answer {
-    let mut blobs: Vec<_> = shared.cache.store().catalog().await?.blobs().collect();
+    let mut blobs: Vec<_> = shared.cache.catalog().await?.blobs().collect();
     blobs.sort_unstable_by_key(|blob| (std::cmp::Reverse(blob.used), blob.digest));
     Ok(done(json!({ "blobs": blobs })))
 }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
 
 use super::catalog::{Catalog, Name};
@@ -16,11 +17,13 @@ use super::files::{blocking, found, lock, sync_dir};
 use super::gone::{Gone, Reason};
 use super::order::Order;
 use super::pins::{ImagePin, PatternPin};
-use super::{Hold, Store, StoreError};
+use super::{Hold, SharedError, Store, StoreError, object};
 use crate::oci::{Digest, Reference, Repository};
 
 /// Why the parts of an image that is being pinned are held.
 pub const PINNING: &str = "a pin under way";
+/// Small objects that are taken out of the shared store at once.
+const FORGOTTEN_AT_ONCE: usize = 8;
 
 /// Why something was not pinned.
 #[derive(Debug, thiserror::Error)]
@@ -242,6 +245,31 @@ impl Store {
             Reference::Tag(tag) => self.tags.remove(&name.repository, tag).await,
             Reference::Digest(digest) => self.links.remove_link(&name.repository, digest).await,
         }
+    }
+
+    /// Takes a name out of the shared store, where every replica would believe it again. Blobs there go
+    /// when nothing leads to them any more and they are old enough: see [`super::prune`].
+    ///
+    /// # Errors
+    /// Some of them are still there.
+    pub async fn forget_shared(
+        &self,
+        names: impl IntoIterator<Item = (Repository, Reference)>,
+    ) -> Result<(), SharedError> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let deletes = stream::iter(names).map(|(repository, reference)| async move {
+            let name = match &reference {
+                Reference::Tag(tag) => object::Name::Tag(&repository, tag),
+                Reference::Digest(digest) => object::Name::Link(&repository, digest),
+            };
+            shared.delete(name).await
+        });
+        deletes
+            .buffer_unordered(FORGOTTEN_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// Takes blobs away, with every repository's link to them; those that somebody holds stay.

@@ -209,6 +209,37 @@ fn a_pin_on_one_replica_holds_against_every_prune() {
     pull(&fleet.replicas[0], "v1", &image);
 }
 
+/// A replica that is asked again would believe what the shared store says, and nothing would be gone.
+#[test]
+fn what_is_purged_is_not_known_to_the_shared_store_either() {
+    let upstream = Upstream::start();
+    let fleet = Fleet::start(1, &upstream, azurite());
+    let (other, image) = (
+        image(&upstream, "v0", &[KIB]),
+        image(&upstream, "v1", &[KIB, 300 * KIB]),
+    );
+    pull(&fleet.replicas[0], "v0", &other);
+    pull(&fleet.replicas[0], "v1", &image);
+    fleet.wait_until_published(&[&other, &image]);
+    let arguments = ["cache", "purge", "registry.example/demo/app:v1"];
+    let said = fleet.replicas[0].run(|setup| setup, &arguments);
+    let said = said.assert_success().stdout;
+    assert!(said.contains("4 blobs"), "{said}");
+    let names = fleet.container().names("/v1/repos/");
+    assert!(names.iter().any(|name| name.ends_with("/_tags/v0.json")));
+    assert!(
+        !names.iter().any(|name| name.ends_with("/_tags/v1.json")),
+        "{names:?}"
+    );
+    for digest in digests(&image) {
+        let link = format!("/_links/{}", digest.hex());
+        assert!(!names.iter().any(|name| name.ends_with(&link)), "{names:?}");
+    }
+    let asked = upstream.hits("manifests/v1");
+    pull(&fleet.replicas[0], "v1", &image);
+    assert_eq!(upstream.hits("manifests/v1"), asked + 1);
+}
+
 #[test]
 fn a_new_replica_with_an_empty_disk_needs_no_upstream() {
     let mut upstream = Upstream::start();

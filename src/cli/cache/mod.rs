@@ -51,7 +51,8 @@ pub(super) enum Cache {
         #[arg(value_name = "IMAGE|PATTERN")]
         name: String,
     },
-    /// Take an image or a blob away, but for what other images need
+    /// Take an image or a blob away, but for what other images need. In a shared store its names go;
+    /// what they led to goes with a later prune. Other replicas that have it keep it
     Purge {
         #[arg(value_name = "IMAGE|DIGEST")]
         name: String,

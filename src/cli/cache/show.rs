@@ -142,7 +142,11 @@ pub(super) fn pinned(answer: &Value) -> String {
 pub(super) fn purged(answer: &Value) -> String {
     let images = rows(&answer["images"]).map(|image| format!("forgot {}\n", text(image)));
     let (blobs, bytes) = (&answer["blobs"], size(&answer["bytes"]));
-    images.collect::<String>() + &format!("{blobs} blobs of {bytes} taken away\n")
+    let shared = match answer["shared"].as_str() {
+        Some(error) => format!("the shared store still has some of it; try again: {error}\n"),
+        None => String::new(),
+    };
+    images.collect::<String>() + &format!("{blobs} blobs of {bytes} taken away\n") + &shared
 }
 
 pub(super) fn why(answer: &Value) -> String {
