@@ -144,7 +144,7 @@ impl Engine {
         let background = CancellationToken::new();
         let downloads = CancellationToken::new();
 
-        let policy = Engine::policy(config)?;
+        let (policy, grants) = (Engine::policy(config)?, Engine::grants(config)?);
         let shared = match &config.store.shared {
             Some(shared) => Some(connect(shared, config, &metrics.ledger).await?),
             None => None,
@@ -188,6 +188,7 @@ impl Engine {
         );
         let cache = Cache::new(cache::Parts {
             policy,
+            grants,
             upstreams,
             store: Arc::clone(&store),
             fills,
@@ -213,10 +214,11 @@ impl Engine {
     }
 
     fn policy(config: &Config) -> Result<policy::Engine, AppError> {
-        let problems = |problems: Vec<policy::Problem>| {
-            AppError::Config(problems.iter().map(ToString::to_string).collect())
-        };
-        policy::Engine::compile(&config.policy).map_err(problems)
+        policy::Engine::compile(&config.policy).map_err(|problems| wrong(&problems))
+    }
+
+    fn grants(config: &Config) -> Result<policy::Grants, AppError> {
+        config.grants().map_err(|problems| wrong(&problems))
     }
 
     /// What answers operators; long work of theirs ends when `stop` is cancelled.
@@ -250,6 +252,10 @@ impl Engine {
         }
         Ok(self.store.close().await?)
     }
+}
+
+fn wrong(problems: &[policy::Problem]) -> AppError {
+    AppError::Config(problems.iter().map(ToString::to_string).collect())
 }
 
 /// The shared store, over an HTTP client of ours; `ledger` hears of each request.

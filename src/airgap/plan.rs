@@ -5,7 +5,6 @@
 //! signatures that are in the cache go along with the manifests that they are about.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::AirgapError;
@@ -74,7 +73,7 @@ async fn plan_image(
             let digests: Vec<Digest> = pin.closure.iter().map(|blob| blob.digest).collect();
             // The gate: policy may have changed since it was pinned.
             let root = Reference::Digest(digests[0]);
-            let client = Client::at(Ipv4Addr::LOCALHOST);
+            let client = Client::operator();
             let answer = cache.own_manifest(&client, &image.repository, &root).await;
             answer.map_err(|error| at(&image, error))?;
             (digests[0], pin.platforms.clone(), digests)

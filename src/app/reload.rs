@@ -4,7 +4,8 @@
 //! watch on the file itself would see. So the file is looked at every second, through the links.
 //! Half a file can be a whole policy, only another one: a file that changes is left alone until it
 //! looked the same twice. What is wrong with a file is said in the log and by a metric, and
-//! changes nothing else; nor do keys outside `[policy]`, which need a restart.
+//! changes nothing else; nor do keys outside `[policy]` and other than `grants`, which need a
+//! restart.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::config::{LoadError, Source, check};
-use crate::policy::Engine;
+use crate::policy::{Engine, Grants, Problem};
 use crate::telemetry::Metrics;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -92,15 +93,16 @@ impl Reload {
         };
         let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
         match loaded {
-            Ok(Ok((source, _))) if source == self.current => self.succeeded(),
-            Ok(Ok((source, policy))) => {
+            Ok(Ok((source, ..))) if source == self.current => self.succeeded(),
+            Ok(Ok((source, policy, grants))) => {
                 tracing::info!(rules = policy.rule_count(), "policy reloaded");
-                let keys = self.started.differences(&source, "policy");
+                let mut keys = self.started.differences(&source, "policy");
+                keys.retain(|key| !key.ends_with(".grants"));
                 if !keys.is_empty() {
                     let keys = keys.join(", ");
                     tracing::warn!(keys, "changed too, but needs a restart");
                 }
-                self.cache.set_policy(policy);
+                self.cache.set_policy(policy, grants);
                 self.current = source;
                 self.succeeded();
             }
@@ -136,7 +138,7 @@ impl Reload {
 }
 
 /// Reads the file as a start would: what could not be started with is not taken. Blocking.
-fn load(path: &Path) -> Result<(Source, Engine), LoadError> {
+fn load(path: &Path) -> Result<(Source, Engine, Grants), LoadError> {
     let source = Source::find(Some(path))?;
     let config = source.parse()?;
     let invalid = |faults| LoadError::Invalid {
@@ -147,12 +149,13 @@ fn load(path: &Path) -> Result<(Source, Engine), LoadError> {
     if !faults.is_empty() {
         return Err(invalid(faults));
     }
-    let policy = Engine::compile(&config.policy);
-    let policy = policy.map_err(|problems| {
+    let wrong = |problems: Vec<Problem>| {
         let faults = problems.into_iter().map(|problem| source.locate(problem));
         invalid(faults.collect())
-    })?;
-    Ok((source, policy))
+    };
+    let policy = Engine::compile(&config.policy).map_err(wrong)?;
+    let grants = config.grants().map_err(wrong)?;
+    Ok((source, policy, grants))
 }
 
 /// Follows symlinks. None when there is no file. Blocking.

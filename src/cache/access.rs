@@ -1,6 +1,6 @@
-//! The gate. The only way in: policy first, then (once grants exist) whether this client may read
-//! this repository, and only then who the upstream is. The link between a digest and a repository
-//! is the third question; it may need the upstream, so it is asked where the digest is looked up.
+//! The gate. The only way in: policy first, then whether this client may read this repository, and
+//! only then who the upstream is. The link between a digest and a repository is the third question;
+//! it may need the upstream, so it is asked where the digest is looked up.
 
 use std::sync::Arc;
 
@@ -105,6 +105,10 @@ impl Cache {
             tracing::debug!(from = %target, to = %decision.target, rule = %rewrite.rule, "rewritten");
             count(&self.metrics.rewrites, &rewrite.rule);
         }
+        let grants = self.grants.load();
+        if let Some(refusal) = grants.refusal(client, &decision.target.repository) {
+            return Err(self.deny(Arc::new(refusal)));
+        }
         let registry = &decision.target.repository.registry;
         let upstream = self.upstreams.get(registry).filter(|_| !self.offline);
         if upstream.is_none() && !self.offline {
@@ -188,13 +192,15 @@ impl Cache {
     }
 
     fn refuse(&self, target: &Target, decision: Decision) -> CacheError {
-        count(
-            &self.metrics.denials,
-            decision.rule.as_deref().unwrap_or("default"),
-        );
         let refusal = decision
             .refusal
             .unwrap_or_else(|| Arc::new(Refusal::new(format!("policy does not allow {target}"))));
+        self.deny(refusal)
+    }
+
+    fn deny(&self, refusal: Arc<Refusal>) -> CacheError {
+        let rule = refusal.rule.as_deref().unwrap_or("default");
+        count(&self.metrics.denials, rule);
         CacheError::Denied(refusal)
     }
 }

@@ -7,7 +7,6 @@
 //! in the cache when this is given up half-way, so the next try goes on from there.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -95,11 +94,6 @@ struct Survey<'a> {
     closure: Closure,
 }
 
-/// Operators come through the gate like everybody, from this machine.
-fn operator() -> Client {
-    Client::at(Ipv4Addr::LOCALHOST)
-}
-
 // === impl Cache ===
 
 impl Cache {
@@ -117,10 +111,14 @@ impl Cache {
     ) -> Result<Closure, ClosureError> {
         let (repository, reference) = (&image.repository, image.reference());
         if vouched {
-            let vouched = self.vouch_for(&operator(), repository, &reference).await;
+            let vouched = self
+                .vouch_for(&Client::operator(), repository, &reference)
+                .await;
             vouched.map_err(|error| at(image, error))?;
         }
-        let root = self.own_manifest(&operator(), repository, &reference).await;
+        let root = self
+            .own_manifest(&Client::operator(), repository, &reference)
+            .await;
         let root = root.map_err(|error| at(image, error))?.manifest;
         let mut survey = Survey {
             cache: self,
@@ -236,7 +234,7 @@ impl Cache {
         mut count: impl FnMut(u64) + Send,
     ) -> Result<(), CacheError> {
         let answer = self
-            .blob(&operator(), repository, digest, Wanted::Whole)
+            .blob(&Client::operator(), repository, digest, Wanted::Whole)
             .await?;
         let mut pieces = answer.read_all();
         while let Some(piece) = pieces.next().await {
@@ -279,7 +277,7 @@ impl Survey<'_> {
         let fetched = stream::iter(next).map(async |digest| {
             let reference = Reference::Digest(digest);
             let answer = cache
-                .own_manifest(&operator(), repository, &reference)
+                .own_manifest(&Client::operator(), repository, &reference)
                 .await;
             answer
                 .map(|answer| answer.manifest)
@@ -358,7 +356,7 @@ impl Survey<'_> {
         let found = stream::iter(tags.into_iter().flatten()).map(async |tag| {
             let reference = Reference::Tag(tag);
             let answer = cache
-                .own_manifest(&operator(), repository, &reference)
+                .own_manifest(&Client::operator(), repository, &reference)
                 .await;
             match answer {
                 Ok(answer) => Ok(Some((reference, answer.manifest))),
@@ -383,7 +381,7 @@ impl Survey<'_> {
     async fn referrers(&self, digest: &Digest) -> Vec<Digest> {
         let referrers = self
             .cache
-            .referrers(&operator(), self.repository, digest, None)
+            .referrers(&Client::operator(), self.repository, digest, None)
             .await;
         match referrers {
             Ok(answer) => answer.digests(),

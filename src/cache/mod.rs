@@ -40,7 +40,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::fill::Fills;
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
-use crate::policy::{Engine, InvalidPattern, Pattern};
+use crate::policy::{Engine, Grants, InvalidPattern, Pattern};
 use crate::store::{Store, TagRecord};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{AnswerLabels, OutcomeLabel, RouteLabel, Stale, StaleLabels};
@@ -85,6 +85,7 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Cache {
     policy: ArcSwap<Engine>,
+    grants: ArcSwap<Grants>,
     upstreams: Upstreams,
     store: Arc<Store>,
     fills: Fills,
@@ -110,6 +111,7 @@ pub struct Cache {
 #[derive(Debug)]
 pub struct Parts {
     pub policy: Engine,
+    pub grants: Grants,
     pub upstreams: Upstreams,
     pub store: Arc<Store>,
     pub fills: Fills,
@@ -194,6 +196,7 @@ impl Cache {
             listing_flights: Flights::new(tracker),
             immutable,
             policy: ArcSwap::from_pointee(parts.policy),
+            grants: ArcSwap::from_pointee(parts.grants),
             upstreams: parts.upstreams,
             store: parts.store,
             fills: parts.fills,
@@ -217,8 +220,9 @@ impl Cache {
         self.policy.load_full()
     }
 
-    /// Takes another policy from the next request on.
-    pub fn set_policy(&self, policy: Engine) {
+    /// Takes another policy and other grants from the next request on.
+    pub fn set_policy(&self, policy: Engine, grants: Grants) {
+        self.grants.store(Arc::new(grants));
         self.policy.store(Arc::new(policy));
     }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::{Report, compile};
+use super::{Report, compile, invalid};
 use crate::config::Source;
 use crate::oci::{Digest, Image, Reference};
-use crate::policy::{Client, Decision, Effect, Engine, Refusal, Step, Target};
+use crate::policy::{Client, Decision, Effect, Engine, Grants, Refusal, Step, Target};
 use crate::telemetry::Metrics;
 use crate::units;
 use crate::upstream::{HostLists, Upstreams};
@@ -44,6 +44,8 @@ struct Explanation {
     trail: Vec<Stage>,
     /// What nodes ask for once they know the tag's digest.
     by_digest: ByDigest,
+    /// Whether the client may read that repository; None where nothing has to be granted.
+    granted: Option<bool>,
     /// Whether the registry is known or has an entry in `[upstreams]`; None when upstreams cannot
     /// be made ready here.
     served: Option<bool>,
@@ -86,6 +88,11 @@ impl Explain {
     pub(super) fn run(&self, source: &Source) -> anyhow::Result<Report> {
         let config = source.parse()?;
         let policy = compile(&config, source)?;
+        let grants = config.grants();
+        let grants = grants.map_err(|problems| {
+            let faults = problems.into_iter().map(|problem| source.locate(problem));
+            invalid(source, faults.collect())
+        })?;
         let names = config.server.own_names();
         let metrics = Arc::new(Metrics::default());
         // Policies are written far from the secrets and certificates that upstreams need.
@@ -103,7 +110,7 @@ impl Explain {
             explanations.push(Explanation::of(
                 &image,
                 &client,
-                &policy,
+                (&policy, &grants),
                 upstreams.as_ref(),
             ));
         }
@@ -123,7 +130,12 @@ impl Explain {
 // === impl Explanation ===
 
 impl Explanation {
-    fn of(image: &Image, client: &Client, policy: &Engine, upstreams: Option<&Upstreams>) -> Self {
+    fn of(
+        image: &Image,
+        client: &Client,
+        (policy, grants): (&Engine, &Grants),
+        upstreams: Option<&Upstreams>,
+    ) -> Self {
         let asked = Target::from(image);
         let decision = policy.evaluate(&asked, client);
         // Any digest stands for those that no rule names.
@@ -146,7 +158,9 @@ impl Explanation {
             .chain(rewrites.map(|step| stage(&step.to, Some(Arc::clone(&step.rule)))));
         let registry = &decision.target.repository.registry;
         let hosts = upstreams.map(|upstreams| upstreams.hosts(registry));
+        let granted = grants.of(client, &decision.target.repository);
         Explanation {
+            granted: granted.filter(|_| decision.effect.serves()),
             image: asked.to_string(),
             effect: decision.effect,
             target: decision.target.to_string(),
@@ -184,6 +198,14 @@ impl Explanation {
         if let Some(age) = &self.min_age {
             let way = "what the tag was first seen with longer ago than that; refused until then";
             row("min_age", &format!("{age}: the answer is {way}"));
+        }
+        match self.granted {
+            Some(true) => row("grants", "this client may read it"),
+            Some(false) => row(
+                "grants",
+                "403 for whoever has none (--client asks for somebody)",
+            ),
+            None => {}
         }
         for stage in &self.trail {
             if let Some(rule) = &stage.rewritten_by {

@@ -89,20 +89,13 @@ pub fn check(config: &Config, source: &Source) -> Vec<Fault> {
     }
     let certificates = config.server.tls.as_ref();
     if certificates.is_none_or(|tls| tls.client_ca.is_none()) {
-        for (number, rule) in config.policy.rules.iter().enumerate() {
-            if rule
-                .clients
-                .iter()
-                .flatten()
-                .any(|client| client.starts_with("mtls:"))
-            {
-                let message = "no client has a certificate here: say server.tls.client_ca too";
-                wrong(
-                    &format!("policy.rules.{number}.clients"),
-                    message.to_owned(),
-                );
-            }
+        for key in by_certificate(config) {
+            let message = "no client has a certificate here: say server.tls.client_ca too";
+            wrong(&key, message.to_owned());
         }
+    }
+    for problem in config.grants().err().into_iter().flatten() {
+        wrong(&problem.key, problem.message);
     }
     if let Some(shared) = &config.store.shared {
         // Without a client the certificates are at fault, which the upstreams below say.
@@ -141,6 +134,25 @@ fn upstreams(config: &Config, said: &[Fault]) -> Vec<Fault> {
         .filter(|message| !is_said(message))
         .map(fault)
         .collect()
+}
+
+/// The keys that know clients by their certificates.
+fn by_certificate(config: &Config) -> Vec<String> {
+    let is_subject = |client: &String| client.starts_with("mtls:");
+    let mut keys = Vec::new();
+    for (number, rule) in config.policy.rules.iter().enumerate() {
+        if rule.clients.iter().flatten().any(is_subject) {
+            keys.push(format!("policy.rules.{number}.clients"));
+        }
+    }
+    for (name, upstream) in &config.upstreams {
+        for (number, grant) in upstream.grants.iter().enumerate() {
+            if is_subject(&grant.client) {
+                keys.push(format!("upstreams.{name}.grants.{number}.client"));
+            }
+        }
+    }
+    keys
 }
 
 /// What is wrong with `[admission]`, and where.

@@ -11,6 +11,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::oci::InvalidName;
+use crate::policy::{Grants, Problem};
 use crate::{cache, fill, policy, server, store, upstream};
 
 pub use load::{Fault, LoadError, Source};
@@ -37,6 +39,32 @@ impl Config {
     pub fn admission_tls(&self) -> Option<&server::tls::Config> {
         let own = self.admission.as_ref()?.tls.as_ref();
         own.or(self.server.tls.as_ref())
+    }
+
+    /// Who may read what of which registry.
+    ///
+    /// # Errors
+    /// Every grant that is none.
+    pub fn grants(&self) -> Result<Grants, Vec<Problem>> {
+        let (mut grants, mut problems) = (Grants::default(), Vec::new());
+        for (name, upstream) in &self.upstreams {
+            for (number, grant) in upstream.grants.iter().enumerate() {
+                let registry = name.parse().map_err(|error: InvalidName| error.to_string());
+                let added = registry.and_then(|registry| {
+                    let added = grants.add(&registry, &grant.client, &grant.repositories);
+                    added.map_err(|error| error.to_string())
+                });
+                if let Err(message) = added {
+                    let key = format!("upstreams.{name}.grants.{number}");
+                    problems.push(Problem { key, message });
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(grants)
+        } else {
+            Err(problems)
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! audited, an image that is explained) such a rule does not hold.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -25,6 +25,8 @@ pub struct Client {
     pub address: Option<IpAddr>,
     /// Of a certificate that has been verified.
     pub subject: Option<Arc<Subject>>,
+    /// Whoever runs this proxy, by its own commands: what it may read need not be granted.
+    pub operator: bool,
 }
 
 /// A certificate's subject: attributes by their short names (`CN`, `O`), in order.
@@ -48,7 +50,16 @@ impl Client {
     pub fn at(address: impl Into<IpAddr>) -> Self {
         Client {
             address: Some(address.into()),
-            subject: None,
+            ..Client::default()
+        }
+    }
+
+    /// On this machine, for rules.
+    #[must_use]
+    pub fn operator() -> Self {
+        Client {
+            operator: true,
+            ..Client::at(Ipv4Addr::LOCALHOST)
         }
     }
 }
@@ -60,8 +71,8 @@ impl FromStr for Client {
     fn from_str(text: &str) -> Result<Self, InvalidPattern> {
         if let Some(subject) = text.strip_prefix(MTLS) {
             return Ok(Client {
-                address: None,
                 subject: Some(Arc::new(subject.parse()?)),
+                ..Client::default()
             });
         }
         let address: IpAddr = text.parse().map_err(|_| {

@@ -21,6 +21,7 @@ use crate::oci::{Image, InvalidName, Reference, Registry, Repository};
 
 mod client;
 mod decide;
+mod grants;
 mod index;
 mod outline;
 mod pattern;
@@ -32,6 +33,7 @@ pub mod suggest;
 
 pub use client::{Client, Subject};
 pub use decide::{Decision, Obligation, Rewrite, Step};
+pub use grants::Grants;
 use index::Index;
 pub use outline::{Clause, Destination, LeftOut, Outline, Replacement, Says, Words};
 pub use pattern::{Hit, InvalidPattern, Pattern, RegistryPart};

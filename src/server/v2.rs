@@ -194,6 +194,7 @@ impl Api {
         let client = Client {
             address: Some(peer.address),
             subject: peer.subject.clone(),
+            ..Client::default()
         };
         let refuse = |e: CacheError| Self::refuse(&e, id);
         let mut shape = Shape::of(request);

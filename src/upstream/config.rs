@@ -81,8 +81,8 @@ pub struct Config {
     pub logins: BTreeMap<String, LoginConfig>,
     /// Must be said of every login: who sees what it may see.
     pub share_with: Option<ShareWith>,
-    /// Refused until it is enforced: a list that nobody checks would look like protection.
-    pub grants: Option<serde::de::IgnoredAny>,
+    /// Or who may read which of its repositories; enforced by the cache.
+    pub grants: Vec<GrantConfig>,
     /// While fewer requests than this are left of the upstream's rate limit, as it says itself
     /// (`ratelimit-remaining`), tags are served stale instead of being revalidated.
     pub ratelimit_floor: u64,
@@ -92,6 +92,16 @@ pub struct Config {
     pub insecure: bool,
     /// `"none"`: goes past the egress proxy, as to a private endpoint.
     pub proxy: Option<NoProxy>,
+}
+
+/// One entry of `grants`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantConfig {
+    /// A network, or the subject of a client certificate: `mtls:CN=team-a`.
+    pub client: String,
+    /// Like names in rules, without the registry: `team-a/**`.
+    pub repositories: Vec<String>,
 }
 
 /// What an upstream may say about the egress proxy.

@@ -61,7 +61,7 @@ use request::{Answer, Call, Transport};
 use retry::Retries;
 
 pub use blob::{BlobBody, BlobResponse};
-pub use config::{Config, Egress, Limits, NoProxy};
+pub use config::{Config, Egress, GrantConfig, Limits, NoProxy};
 pub use credentials::{CredentialSource, LoginConfig, ShareWith};
 pub use egress::{HostPattern, InvalidHost};
 pub use error::{UpstreamError, UpstreamErrorKind};

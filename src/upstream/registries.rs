@@ -333,19 +333,18 @@ fn check(key: &str, config: &Config) -> Vec<String> {
     if key == "*" && config.insecure {
         wrong.push("registries that nobody has named are reached by https only".into());
     }
-    if config.grants.is_some() {
-        wrong.push(
-            "grants are not enforced by this version: remove them, and either say share_with = \
-             \"everyone\" or remove the login"
-                .into(),
-        );
+    if key.starts_with('*') && !config.grants.is_empty() {
+        wrong.push("grants belong to one registry, not to a wildcard".into());
     }
-    if has_login && config.share_with != Some(ShareWith::Everyone) {
-        wrong.push(
+    match (config.share_with, config.grants.is_empty()) {
+        (Some(ShareWith::Everyone), false) => wrong
+            .push("says both share_with = \"everyone\" and grants: one of them is meant".into()),
+        (None, true) if has_login => wrong.push(
             "has a login, so whatever it may see can be pulled here by everyone: say share_with \
-             = \"everyone\" if that is meant"
+             = \"everyone\" if that is meant, or in grants who may pull what"
                 .into(),
-        );
+        ),
+        _ => {}
     }
     let listed = config.auth_hosts.iter().chain(&config.redirect_hosts);
     let spelled = listed.filter_map(HostPattern::address);

@@ -34,6 +34,7 @@ mod exports;
 mod faults;
 mod fleet;
 mod fleet_life;
+mod grants;
 mod identity;
 mod integrity;
 mod keeping;

@@ -172,6 +172,7 @@ impl Asker {
         Client {
             address: self.address,
             subject: self.subject.clone(),
+            ..Client::default()
         }
     }
 

@@ -2,8 +2,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::*;
-use crate::oci::InvalidDigest;
-use crate::policy::Refusal;
+use crate::oci::{Image, InvalidDigest};
+use crate::policy::{Client, Grants, Refusal};
 
 const PAGE: &str = "docs/errors.md";
 
@@ -20,6 +20,15 @@ fn from_upstream(kind: UpstreamErrorKind) -> ApiError {
         registry: "quay.io".to_owned(),
         kind,
     }))
+}
+
+fn not_granted() -> Refusal {
+    let mut grants = Grants::default();
+    let (registry, repositories) = ("registry.example".parse().unwrap(), ["**".to_owned()]);
+    grants.add(&registry, "10.1.0.0/16", &repositories).unwrap();
+    let image: Image = "registry.example/team-a/app".parse().unwrap();
+    let refusal = grants.refusal(&Client::default(), &image.repository);
+    refusal.unwrap()
 }
 
 /// Every answer that is not what was asked for.
@@ -53,6 +62,11 @@ fn rows() -> Vec<Row> {
             "policy wants the tag to have been seen for a while (`min_age`)",
             "wait, or pin an older digest",
             from_cache(CacheError::Denied(Arc::new(held_back))),
+        ),
+        (
+            "the repository is granted to other clients",
+            "ask whoever runs the proxy for one of the upstream's `grants`",
+            from_cache(CacheError::Denied(Arc::new(not_granted()))),
         ),
         (
             "the registry is neither known nor configured",

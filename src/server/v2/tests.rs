@@ -70,6 +70,7 @@ async fn start() -> Running {
     let shutdown = CancellationToken::new();
     let cache = Cache::new(cache::Parts {
         policy: Engine::compile(&policy::Config::default()).unwrap(),
+        grants: policy::Grants::default(),
         upstreams: Upstreams::new(
             &BTreeMap::new(),
             &upstream::Limits::default(),

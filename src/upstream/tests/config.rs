@@ -113,8 +113,8 @@ fn what_cannot_be_meant_is_refused_all_at_once() {
     let cases = [
         (login.to_owned(), "share_with = \"everyone\""),
         (
-            "grants = [{ client = \"mtls:CN=a\", repositories = [\"a/**\"] }]".into(),
-            "not enforced",
+            format!("{shared}grants = [{{ client = \"10.0.0.1\", repositories = [\"**\"] }}]"),
+            "one of them is meant",
         ),
         (
             "username = \"corp\"\nshare_with = \"everyone\"".into(),
