@@ -38,7 +38,7 @@ use moka::sync::Cache as Memory;
 use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
-use crate::fill::Fills;
+use crate::fill::{Fills, Running};
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag};
 use crate::policy::{Engine, Grants, InvalidPattern, Pattern};
 use crate::store::{Store, TagRecord};
@@ -212,6 +212,12 @@ impl Cache {
     #[must_use]
     pub fn is_offline(&self) -> bool {
         self.offline
+    }
+
+    /// What is being downloaded at this moment.
+    #[must_use]
+    pub fn downloads(&self) -> Vec<Running> {
+        self.fills.running()
     }
 
     /// The rules that decide at this moment.

@@ -102,7 +102,7 @@ enum Command {
     Policy(policy::Policy),
     /// Make images whole and keep them, before anybody asks for them
     Warm(warm::Warm),
-    /// Say what is in the cache, and what was missing in it
+    /// Say what is in the cache, what is being downloaded, and what was missing
     Status(status::Status),
     /// Look after the cache
     #[command(subcommand)]
@@ -144,7 +144,10 @@ impl Arguments {
             Command::Egress(egress) => egress.run(&source, self.output)?,
             Command::Policy(policy) => policy.run(&source, self.output)?,
             Command::Warm(warm) => warm.run(&source)?,
-            Command::Status(status) => status.run(&source)?,
+            Command::Status(status) => match status.run(&source, self.output)? {
+                Some(report) => report,
+                None => return Ok(ExitCode::SUCCESS),
+            },
             Command::Cache(cache) => cache.run(&source)?,
             Command::Export(export) => export.run(&source)?,
             Command::Import(import) => import.run(&source)?,

@@ -14,7 +14,7 @@
 //! The rooms: [`map`] which bytes are held; `state` who wants which bytes and who fetches them;
 //! `life` from spool to blob; `fetch` and `body` the fetchers; `verify` the hash; `reader` how
 //! bytes get out; `slide` what happens when there is no room to keep them; [`near`] other places
-//! than the upstream.
+//! than the upstream; `running` what operators see of it.
 
 mod body;
 mod fetch;
@@ -22,6 +22,7 @@ mod life;
 pub mod map;
 pub mod near;
 mod reader;
+mod running;
 mod slide;
 mod state;
 mod verify;
@@ -53,6 +54,7 @@ use crate::telemetry::metrics::{FillLabels, FillResult};
 
 pub use near::{Near, Nearest, Vigil};
 pub use reader::{Joined, Proving, Reader};
+pub use running::Running;
 use state::{Course, State};
 
 /// What goes out to nobody before the whole blob is verified (promise 1).

@@ -275,7 +275,7 @@ impl State {
     }
 
     /// Of the readers' sources one that is there, rather one that has not sent wrong bytes.
-    fn best_source(&self) -> Option<usize> {
+    pub(super) fn best_source(&self) -> Option<usize> {
         let avoided = |at: &usize| {
             let name = self.sources[*at].source.name();
             self.avoid.iter().any(|avoid| avoid == name)

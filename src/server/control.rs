@@ -341,6 +341,7 @@ async fn status(State(shared): State<Arc<Shared>>) -> Json<Value> {
         "pinned": cache.store().disk.pins().all().0.len(),
         "pulled": cache.pulls().pulls.len(),
         "missing": cache.missing().await.len(),
+        "downloads": cache.downloads(),
     }))
 }
 

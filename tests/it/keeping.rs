@@ -2,6 +2,7 @@
 //! commands that look after the cache, with a server and without one.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::process::Stdio;
 use std::time::Instant;
@@ -580,4 +581,55 @@ fn a_hundred_thousand_blobs_are_no_reason_to_wait() {
             _ => assert!(proxy.terminate().success()),
         }
     }
+}
+
+#[test]
+fn status_shows_what_is_being_downloaded_and_goes_on_while_it_is_watched() {
+    let upstream = Upstream::start();
+    let mut proxy = Proxy::start(&upstream);
+    let digest = upstream.blob("demo/app", random(4 * MIB));
+    let gate = upstream.hold(digest, 2 * MIB as u64);
+    let mut client = proxy.open(&at(&format!("demo/app/blobs/{digest}")));
+    client.take(MIB);
+    gate.reached();
+    let said = proxy.run(|setup| setup, &["status", "-o", "json"]);
+    let said: Value = serde_json::from_str(&said.assert_success().stdout).unwrap();
+    let [download] = &said["downloads"].as_array().unwrap()[..] else {
+        panic!("one download: {said}")
+    };
+    assert_eq!(download["digest"], digest.to_string());
+    assert_eq!(download["size"], 4 * MIB);
+    assert_eq!(download["readers"], 1);
+    assert_eq!(download["source"], "registry.example/demo/app");
+    let held = download["bytes"].as_u64().unwrap();
+    assert!((MIB as u64..4 * MIB as u64).contains(&held), "{held}");
+    let text = proxy
+        .run(|setup| setup, &["status"])
+        .assert_success()
+        .stdout;
+    assert!(text.contains("registry.example/demo/app"), "{text}");
+
+    // A line a look, until the server ends.
+    let config = proxy.directory().join("portcullis.toml");
+    let mut watch = command(&config, &["status", "--watch", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut downloads = || -> Value {
+        let line = lines.next().unwrap().unwrap();
+        serde_json::from_str::<Value>(&line).unwrap()["downloads"].take()
+    };
+    assert_eq!(downloads()[0]["digest"], digest.to_string());
+    gate.open();
+    client.finish();
+    while downloads() != json!([]) {}
+    assert!(proxy.terminate().success());
+    let end = watch.wait_with_output().unwrap();
+    let said = String::from_utf8(end.stderr).unwrap();
+    assert!(
+        !end.status.success() && said.contains("no server runs"),
+        "{said}"
+    );
 }

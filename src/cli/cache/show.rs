@@ -91,7 +91,27 @@ pub(in crate::cli) fn status(answer: &Value) -> String {
     line("pinned", format!("{} images", answer["pinned"]));
     line("pulled", format!("{} images on record", answer["pulled"]));
     line("missing", format!("{} images", answer["missing"]));
+    let downloads: Vec<_> = rows(&answer["downloads"]).map(download).collect();
+    if !downloads.is_empty() {
+        let header = ["DOWNLOAD", "BYTES", "OF", "READERS", "FROM"];
+        lines.push('\n');
+        lines += &table(&header, downloads.into_iter(), &[1, 2, 3]);
+    }
     lines
+}
+
+fn download(download: &Value) -> Vec<String> {
+    let known = |value: &Value, shown: fn(&Value) -> String| match value {
+        Value::Null => "?".to_owned(),
+        value => shown(value),
+    };
+    vec![
+        short(&download["digest"]),
+        size(&download["bytes"]),
+        known(&download["size"], size),
+        download["readers"].to_string(),
+        known(&download["source"], text),
+    ]
 }
 
 pub(super) fn blobs(answer: &Value) -> String {
