@@ -22,9 +22,9 @@ use super::access::Access;
 use super::error::Kind;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, Tag};
-use crate::policy::{Hit, Refusal};
+use crate::policy::{Client, Hit, Refusal, Target};
 use crate::store::tags::CLOCKS_DIFFER;
-use crate::store::{TagEntry, TagRecord, Variant};
+use crate::store::{Seen, TagEntry, TagRecord, Variant};
 use crate::telemetry::metrics::Stale;
 use crate::upstream::{FetchedManifest, Upstream, UpstreamError, UpstreamErrorKind};
 
@@ -380,11 +380,30 @@ impl Cache {
     ) {
         let digest = *manifest.digest();
         self.manifests.insert(digest, Arc::clone(manifest));
-        let published = self.store.add_manifest(repository, tag, manifest).await;
+        let seen = self.when_seen(repository, &digest);
+        let published = self
+            .store
+            .add_manifest(repository, tag, manifest, seen)
+            .await;
         if self.store.disk.stat(&digest).is_none() {
             self.write_behind(manifest);
         } else if !published {
             self.store.publish_blob(&digest);
+        }
+    }
+
+    /// Where policy allows a repository only by some tags, nodes that come to another replica by digest
+    /// depend on what it sees of them.
+    fn when_seen(&self, repository: &Repository, digest: &Digest) -> Seen {
+        let target = Target {
+            repository: repository.clone(),
+            reference: Some(Reference::Digest(*digest)),
+        };
+        let decision = self.policy.load().evaluate(&target, &Client::default());
+        if decision.if_led.is_empty() {
+            Seen::Soon
+        } else {
+            Seen::First
         }
     }
 

@@ -16,7 +16,7 @@ use super::disk::Disk;
 use super::files::{Temporary, blocking, found, sync_dir};
 use super::keep::PinError;
 use super::pins::{ImagePin, PinnedBlob};
-use super::{Hold, Store, StoreError, Variant};
+use super::{Hold, Seen, Store, StoreError, Variant};
 use crate::oci::{Digest, Image, Manifest, MediaType, Reference, Repository, Tag};
 
 /// Who holds what an import brings.
@@ -218,7 +218,8 @@ impl Store {
     async fn link_part(&self, repository: &Repository, part: &Part) -> Result<(), PinError> {
         if part.media_type.is_some() {
             let manifest = self.imported_manifest(part).await?;
-            self.add_manifest(repository, None, &manifest).await;
+            self.add_manifest(repository, None, &manifest, Seen::Soon)
+                .await;
         } else {
             self.add_link(repository, &part.digest, None).await;
         }
@@ -236,8 +237,13 @@ impl Store {
             let part = image.closure.iter().find(|part| part.digest == digest);
             if let (Reference::Tag(tag), Some(part)) = (reference, part) {
                 let manifest = self.imported_manifest(part).await?;
-                self.add_manifest(&repository, Some((&tag, Variant::Any)), &manifest)
-                    .await;
+                self.add_manifest(
+                    &repository,
+                    Some((&tag, Variant::Any)),
+                    &manifest,
+                    Seen::Soon,
+                )
+                .await;
                 // Who carried it here wants it, however young.
                 self.vouch_for(&repository, &tag, &digest).await;
             }

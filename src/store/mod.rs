@@ -80,6 +80,7 @@ pub use object::{Shared, SharedError};
 pub use pins::Pins;
 pub use spool::{Restored, Spool, Verified, Verifier, write_all_at};
 pub use tags::{TagEntry, TagRecord, Tags, Variant};
+pub use tier::Seen;
 pub use uploads::Keep;
 
 use files::{Faults, blocking};

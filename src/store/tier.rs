@@ -35,7 +35,9 @@ use crate::telemetry::metrics::{
 };
 
 /// How long an answer waits until other replicas can see what it is made of.
-const SEEN_BY_ALL: Duration = Duration::from_millis(500);
+const SEEN_SOON: Duration = Duration::from_millis(500);
+/// The same where they would refuse what they do not see.
+const SEEN_FIRST: Duration = Duration::from_secs(3);
 /// A search for what led to a digest, all look-ups together.
 const SEARCH: Duration = Duration::from_secs(3);
 const SEARCH_LOOKUPS: usize = 64;
@@ -46,6 +48,16 @@ const SIGNED_FOR: Duration = Duration::from_secs(5 * 60);
 /// remembered.
 const SEEN_FOR: Duration = Duration::from_secs(2 * 60);
 const MOST_SEEN: u64 = 16_384;
+
+/// When other replicas are to see what an answer is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Half a second later: who does not see it by then asks the upstream once more.
+    Soon,
+    /// Before the answer, if that takes no longer than three seconds: who does not see what an
+    /// allowed tag led to refuses it.
+    First,
+}
 
 /// What lies behind the local disk.
 #[derive(Debug)]
@@ -123,7 +135,7 @@ impl Tier {
 
     /// Brings what belongs to a manifest, and its bytes, to the shared store, and waits a moment
     /// for that. Says whether the bytes are there.
-    async fn announce(&self, items: &[Item], manifest: &Manifest) -> bool {
+    async fn announce(&self, items: &[Item], manifest: &Manifest, seen: Seen) -> bool {
         if !self.shared.is_up() {
             for item in items {
                 self.uploads.note(item, None);
@@ -144,7 +156,11 @@ impl Tier {
         };
         let all = futures_util::future::join(published.recv(), keep);
         // What takes longer is finished behind the answer.
-        let _ = tokio::time::timeout(SEEN_BY_ALL, all).await;
+        let within = match seen {
+            Seen::Soon => SEEN_SOON,
+            Seen::First => SEEN_FIRST,
+        };
+        let _ = tokio::time::timeout(within, all).await;
         if kept {
             self.saw(manifest.digest(), manifest.bytes().len() as u64);
             let (kind, result) = (SharedKind::Blob, PublishResult::Done);
@@ -312,14 +328,15 @@ impl Store {
     /// The upstream gave this manifest for this repository, and for `tag` if there is one: links
     /// it, notes what leads to it and where it leads, and when the tag pointed to it.
     ///
-    /// Returns when other replicas see all that, at most half a second later. False: its bytes are
-    /// not in the shared store yet; they go there when they are put on disk, or are
-    /// [published](Store::publish_blob) from there.
+    /// Returns when other replicas see all that, or when `seen` has been waited for long enough.
+    /// False: its bytes are not in the shared store yet; they go there when they are put on disk, or
+    /// are [published](Store::publish_blob) from there.
     pub async fn add_manifest(
         &self,
         repository: &Repository,
         tag: Option<(&Tag, Variant)>,
         manifest: &Manifest,
+        seen: Seen,
     ) -> bool {
         let digest = *manifest.digest();
         let mut items = Vec::new();
@@ -356,7 +373,7 @@ impl Store {
         };
         let led = led.into_iter();
         items.extend(led.map(|child| Item::Led(repository.clone(), child)));
-        tier.announce(&items, manifest).await
+        tier.announce(&items, manifest, seen).await
     }
 
     /// Brings a blob that is on disk to the shared store, some time.

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use portcullis::oci::{self, Algorithm, Digest, MediaType, Reference, Repository, Tag};
 use portcullis::store::object::{self, Name, Tree};
-use portcullis::store::{self, Shared, Store, TagEntry, TagRecord, Variant, Verifier, prune};
+use portcullis::store::{self, Seen, Shared, Store, TagEntry, TagRecord, Variant, Verifier, prune};
 use portcullis::telemetry::Metrics;
 use portcullis::upstream::{Egress, Limits, store_client};
 use serde_json::json;
@@ -657,7 +657,10 @@ async fn what_led_to_a_digest_is_remembered(records: impl Records) {
     let layer = blob();
     let image = manifest(&Manifest::referring_to(&[(layer, 8)]));
     let at = Some((&tag, Variant::Any));
-    records.store().add_manifest(&repository, at, &image).await;
+    records
+        .store()
+        .add_manifest(&repository, at, &image, Seen::Soon)
+        .await;
     let later = records.later().await;
     let led = async |by: Option<&Reference>, to: &Digest| {
         let allowed = |reference: &Reference| by == Some(reference);

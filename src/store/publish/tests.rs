@@ -13,7 +13,7 @@ use crate::store::records::Record;
 use crate::store::tags::CLOCKS_DIFFER;
 use crate::store::tests::replicas::{Cloud, Replica, Weather};
 use crate::store::tests::{Dir, commit, content, repository};
-use crate::store::{TagEntry, TagRecord, Variant};
+use crate::store::{Seen, TagEntry, TagRecord, Variant};
 use crate::telemetry::metrics::{LookupLabels, LookupResult, PublishLabels, SharedKind};
 
 const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -42,10 +42,17 @@ fn manifest() -> Manifest {
 }
 
 async fn add_manifest(replica: &Replica) -> bool {
+    add_manifest_seen(replica, Seen::Soon).await
+}
+
+async fn add_manifest_seen(replica: &Replica, seen: Seen) -> bool {
     let tag = tag();
     let manifest = manifest();
     let by = Some((&tag, Variant::Any));
-    replica.store.add_manifest(&here(), by, &manifest).await
+    replica
+        .store
+        .add_manifest(&here(), by, &manifest, seen)
+        .await
 }
 
 /// Everything that an answer by tag is made of, on a replica that was told nothing.
@@ -97,6 +104,25 @@ async fn what_one_learns_all_see_at_once() {
     // And never sent back.
     cloud.set(Weather::Fine);
     assert_eq!(b.waiting(), 0);
+    drop((a.stop().await, b.stop().await));
+}
+
+/// A slow store must not make other replicas refuse what an allowed tag led to.
+#[tokio::test(start_paused = true)]
+async fn an_answer_waits_longer_where_others_would_refuse_what_they_do_not_see() {
+    let cloud = Cloud::new();
+    let (a, b) = (Replica::start(&cloud), Replica::start(&cloud));
+    cloud.set(Weather::Slow(Duration::from_millis(900)));
+    assert!(add_manifest_seen(&a, Seen::First).await);
+    cloud.set(Weather::Fine);
+    assert!(knows_all(&b).await, "with no time in between");
+
+    cloud.set(Weather::Slow(Duration::from_mins(1)));
+    let started = Instant::now();
+    let c = Replica::start(&cloud);
+    add_manifest_seen(&c, Seen::First).await;
+    assert!(started.elapsed() <= Duration::from_secs(4));
+    cloud.set(Weather::Fine);
     drop((a.stop().await, b.stop().await));
 }
 
