@@ -163,7 +163,10 @@ pub(super) fn purged(answer: &Value) -> String {
     let images = rows(&answer["images"]).map(|image| format!("forgot {}\n", text(image)));
     let (blobs, bytes) = (&answer["blobs"], size(&answer["bytes"]));
     let shared = match answer["shared"].as_str() {
-        Some(error) => format!("the shared store still has some of it; try again: {error}\n"),
+        Some(error) => format!(
+            "the shared store still has some of its names: when it answers, pull it and purge it again: \
+             {error}\n"
+        ),
         None => String::new(),
     };
     images.collect::<String>() + &format!("{blobs} blobs of {bytes} taken away\n") + &shared
