@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::{Report, compile, invalid};
+use super::{Report, compile, located};
 use crate::config::Source;
 use crate::oci::{Digest, Image, Reference};
 use crate::policy::{Client, Decision, Effect, Engine, Grants, Refusal, Step, Target};
@@ -89,10 +89,7 @@ impl Explain {
         let config = source.parse()?;
         let policy = compile(&config, source)?;
         let grants = config.grants();
-        let grants = grants.map_err(|problems| {
-            let faults = problems.into_iter().map(|problem| source.locate(problem));
-            invalid(source, faults.collect())
-        })?;
+        let grants = grants.map_err(|problems| located(source, problems))?;
         let names = config.server.own_names();
         let metrics = Arc::new(Metrics::default());
         // Policies are written far from the secrets and certificates that upstreams need.

@@ -28,7 +28,7 @@ use serde_json::Value;
 
 use crate::cluster::{egress as firewall, export as rules};
 use crate::config::{Config, Fault, LoadError, Source};
-use crate::policy::Engine;
+use crate::policy::{Engine, Problem};
 
 /// One gate for container images: a pull-through caching proxy for OCI registries.
 #[derive(Debug, Parser)]
@@ -215,15 +215,12 @@ impl Output {
 
 /// The policy, or its faults with their places.
 fn compile(config: &Config, source: &Source) -> Result<Engine, LoadError> {
-    Engine::compile(&config.policy).map_err(|problems| {
-        invalid(
-            source,
-            problems
-                .into_iter()
-                .map(|problem| source.locate(problem))
-                .collect(),
-        )
-    })
+    Engine::compile(&config.policy).map_err(|problems| located(source, problems))
+}
+
+fn located(source: &Source, problems: Vec<Problem>) -> LoadError {
+    let faults = problems.into_iter().map(|problem| source.locate(problem));
+    invalid(source, faults.collect())
 }
 
 fn invalid(source: &Source, faults: Vec<Fault>) -> LoadError {

@@ -227,17 +227,14 @@ impl Server {
                 Some(tokio::task::spawn_blocking(move || Tls::load(files, http2)).await??)
             }
         };
-        let admin_token =
-            match config.token_of_admin() {
-                None => None,
-                Some(token) => {
-                    let token = tokio::task::spawn_blocking(move || token.read()).await?;
-                    let wrong = |error| format!("server.admin_token: {error}");
-                    Some(token.map_err(|error| {
-                        io::Error::new(io::ErrorKind::InvalidInput, wrong(error))
-                    })?)
-                }
-            };
+        let admin_token = match config.token_of_admin() {
+            None => None,
+            Some(token) => {
+                let token = tokio::task::spawn_blocking(move || token.read()).await?;
+                let wrong = |error| io::Error::other(format!("server.admin_token: {error}"));
+                Some(token.map_err(wrong)?)
+            }
+        };
         let most = (limits.connections, limits.connections_per_client);
         let data = Listener::bind(
             config.listen,
