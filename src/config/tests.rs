@@ -147,6 +147,10 @@ fn a_fault_says_where_it_is() {
             "line 4, column 10: warm.images: server.offline is true",
         ),
         (
+            "[server]\nadmin_token = { file = \"/nonexistent/token\" }",
+            "line 2, column 15: server.admin_token: /nonexistent/token: ",
+        ),
+        (
             "[store.shared]\nurl = \"az://x\"",
             "line 2, column 7: store.shared.url: \"az://x\" is no shared store",
         ),
