@@ -18,6 +18,19 @@ fn faults(text: &str) -> Vec<String> {
     faults.iter().map(ToString::to_string).collect()
 }
 
+/// Each of these texts has one fault, which has these words.
+#[track_caller]
+fn one_fault_each<T: AsRef<str>>(cases: impl IntoIterator<Item = (T, &'static str)>) {
+    for (text, expected) in cases {
+        let text = text.as_ref();
+        let faults = faults(text);
+        assert!(
+            faults.len() == 1 && faults[0].contains(expected),
+            "{text}\n{faults:#?}"
+        );
+    }
+}
+
 /// A file of the `config/` directory, which people copy from.
 fn example(name: &str) -> Config {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -112,7 +125,7 @@ fn nothing_is_needed() {
 
 #[test]
 fn a_fault_says_where_it_is() {
-    for (text, expected) in [
+    one_fault_each([
         (
             "[server]\nlistne = \"x\"",
             "line 2, column 1: server.listne: unknown field `listne`",
@@ -161,23 +174,6 @@ fn a_fault_says_where_it_is() {
             "line 5, column 12: store.shared.peers.networks: names no network",
         ),
         (
-            "[[policy.rules]]\nid = \"a\"\nimages = [\"**\"]\neffect = \"block\"",
-            "line 4, column 10: policy.rules.0.effect: \"block\" is no effect",
-        ),
-        // Beyond what the types refuse.
-        (
-            "[[policy.rules]]\nid = \"a\"\nimages = [\"**\", \"[\"]\neffect = \"allow\"",
-            "line 3, column 17: policy.rules.0.images.1: \"[\": a pattern has",
-        ),
-        (
-            "[policy]\nrules = [{ id = \"\", images = [\"**\"], effect = \"deny\" }]",
-            "line 2, column 17: policy.rules.0.id: ",
-        ),
-        (
-            "[[policy.rules]]\nid = \"a\"\nimages = [\"**\"]\neffect = \"allow\"\nclients = [\"mtls:CN=a\"]",
-            "line 5, column 11: policy.rules.0.clients: no client has a certificate here",
-        ),
-        (
             "[fill]\nconnections = 0",
             "line 2, column 15: fill.connections: must be 1 to 64",
         ),
@@ -209,18 +205,35 @@ fn a_fault_says_where_it_is() {
             "[upstreams.\"a.example\"]\nendpoints = [\"http://a.example\"]",
             "[upstreams.\"a.example\"] endpoint",
         ),
-    ] {
-        let faults = faults(text);
-        assert!(
-            faults.len() == 1 && faults[0].contains(expected),
-            "{text}\n{faults:#?}"
-        );
-    }
+    ]);
+}
+
+#[test]
+fn a_fault_of_a_rule_says_where_it_is() {
+    one_fault_each([
+        (
+            "[[policy.rules]]\nid = \"a\"\nimages = [\"**\"]\neffect = \"block\"",
+            "line 4, column 10: policy.rules.0.effect: \"block\" is no effect",
+        ),
+        // Beyond what the types refuse.
+        (
+            "[[policy.rules]]\nid = \"a\"\nimages = [\"**\", \"[\"]\neffect = \"allow\"",
+            "line 3, column 17: policy.rules.0.images.1: \"[\": a pattern has",
+        ),
+        (
+            "[policy]\nrules = [{ id = \"\", images = [\"**\"], effect = \"deny\" }]",
+            "line 2, column 17: policy.rules.0.id: ",
+        ),
+        (
+            "[[policy.rules]]\nid = \"a\"\nimages = [\"**\"]\neffect = \"allow\"\nclients = [\"mtls:CN=a\"]",
+            "line 5, column 11: policy.rules.0.clients: no client has a certificate here",
+        ),
+    ]);
 }
 
 #[test]
 fn a_way_out_that_cannot_be_meant_is_found_without_going_it() {
-    for (text, expected) in [
+    one_fault_each([
         (
             "[egress]\nproxy = \"p:3128\"",
             "line 2, column 9: egress.proxy: is no proxy: write http://HOST:PORT",
@@ -233,13 +246,7 @@ fn a_way_out_that_cannot_be_meant_is_found_without_going_it() {
             "[egress]\nproxy = \"http://p:3128\"\n[upstreams.\"*\"]",
             "[upstreams.\"*\"] lets in any host",
         ),
-    ] {
-        let faults = faults(text);
-        assert!(
-            faults.len() == 1 && faults[0].contains(expected),
-            "{text}\n{faults:#?}"
-        );
-    }
+    ]);
 }
 
 #[test]
@@ -247,7 +254,7 @@ fn a_shared_store_that_cannot_work_is_found_without_asking_it() {
     let azure = "[store.shared]\nurl = \"az://corp/images\"\n";
     let s3 = "[store.shared]\nurl = \"s3://images\"\n";
     let sas = "credential = \"sas\"\nsecret = \"sv=1&sig=x\"\n";
-    for (text, expected) in [
+    one_fault_each([
         (
             format!("{azure}credential = \"account-key\""),
             "store.shared.secret: is needed",
@@ -284,13 +291,7 @@ fn a_shared_store_that_cannot_work_is_found_without_asking_it() {
             format!("{azure}{sas}credentials = \"sas\""),
             "store.shared.credentials: unknown field",
         ),
-    ] {
-        let faults = faults(&text);
-        assert!(
-            faults.len() == 1 && faults[0].contains(expected),
-            "{text}\n{faults:#?}"
-        );
-    }
+    ]);
     assert_eq!(faults(&format!("{azure}{sas}")), [""; 0]);
 }
 
