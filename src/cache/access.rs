@@ -26,6 +26,7 @@ pub(super) struct Access {
     upstream: Option<Arc<Upstream>>,
     obligation: Option<Arc<Obligation>>,
     audit: Option<Arc<Refusal>>,
+    private: bool,
 }
 
 impl Access {
@@ -70,6 +71,11 @@ impl Access {
         self.obligation.as_deref()
     }
 
+    /// Whether what is there is granted to certain clients.
+    pub(super) fn is_private(&self) -> bool {
+        self.private
+    }
+
     /// What the client is to be told about an image that is served all the same.
     pub(super) fn audit(&self) -> Option<&Arc<Refusal>> {
         self.audit.as_ref()
@@ -110,6 +116,7 @@ impl Cache {
             return Err(self.deny(Arc::new(refusal)));
         }
         let registry = &decision.target.repository.registry;
+        let private = grants.cover(registry);
         let upstream = self.upstreams.get(registry).filter(|_| !self.offline);
         if upstream.is_none() && !self.offline {
             return Err(CacheError::NotServed(registry.clone()));
@@ -121,6 +128,7 @@ impl Cache {
             upstream,
             obligation: decision.obligation,
             audit: decision.refusal,
+            private,
         })
     }
 

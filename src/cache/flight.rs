@@ -12,11 +12,14 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use tokio_util::task::TaskTracker;
 
-type Running<V> = Shared<BoxFuture<'static, Option<V>>>;
+use super::CacheError;
+
+/// What work under way will come to; `None` if it panics.
+pub(super) type Flight<V> = Shared<BoxFuture<'static, Option<V>>>;
 
 /// Work under way, by key.
 pub(super) struct Flights<K, V> {
-    running: Arc<Mutex<HashMap<K, Running<V>>>>,
+    running: Arc<Mutex<HashMap<K, Flight<V>>>>,
     tracker: TaskTracker,
 }
 
@@ -41,29 +44,40 @@ where
         W: FnOnce() -> F,
         F: Future<Output = V> + Send + 'static,
     {
-        let (running, joined) = {
-            let mut table = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(running) = table.get(key) {
-                (running.clone(), true)
-            } else {
-                // Boxed: a task moves its future about, and these are large.
-                let work = Box::pin(work());
-                let landing = Landing {
-                    table: Arc::clone(&self.running),
-                    key: key.clone(),
-                };
-                let task = self.tracker.spawn(async move {
-                    let result = work.await;
-                    drop(landing);
-                    result
-                });
-                let running = task.map(Result::ok).boxed().shared();
-                table.insert(key.clone(), running.clone());
-                (running, false)
-            }
-        };
+        let (running, joined) = self.start(key, work);
         (running.await, joined)
     }
+
+    /// The same without waiting: `work` runs, whether anybody wants its result or not.
+    pub(super) fn start<W, F>(&self, key: &K, work: W) -> (Flight<V>, bool)
+    where
+        W: FnOnce() -> F,
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut table = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = table.get(key) {
+            return (running.clone(), true);
+        }
+        // Boxed: a task moves its future about, and these are large.
+        let work = Box::pin(work());
+        let landing = Landing {
+            table: Arc::clone(&self.running),
+            key: key.clone(),
+        };
+        let task = self.tracker.spawn(async move {
+            let result = work.await;
+            drop(landing);
+            result
+        });
+        let running = task.map(Result::ok).boxed().shared();
+        table.insert(key.clone(), running.clone());
+        (running, false)
+    }
+}
+
+/// What a look-up came to.
+pub(super) fn landed<T>(result: Option<Result<T, CacheError>>) -> Result<T, CacheError> {
+    result.unwrap_or_else(|| Err(CacheError::Internal("a look-up panicked".into())))
 }
 
 impl<K, V> fmt::Debug for Flights<K, V> {
@@ -74,7 +88,7 @@ impl<K, V> fmt::Debug for Flights<K, V> {
 
 /// Takes the entry out of the table, also when the work panics.
 struct Landing<K: Eq + Hash, V> {
-    table: Arc<Mutex<HashMap<K, Running<V>>>>,
+    table: Arc<Mutex<HashMap<K, Flight<V>>>>,
     key: K,
 }
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::access::Access;
 use super::error::Kind;
+use super::flight::landed;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Digest, Reference, Repository, Tag};
 use crate::telemetry::metrics::Stale;
@@ -213,10 +214,8 @@ impl Cache {
                 Ok(body)
             }
         });
-        let (landed, joined) = flight.await;
-        let fetched =
-            landed.unwrap_or_else(|| Err(CacheError::Internal("a look-up panicked".into())));
-        match fetched {
+        let (fetched, joined) = flight.await;
+        match landed(fetched) {
             Ok(body) if joined => Ok((body, Outcome::Collapsed)),
             Ok(body) => Ok((body, Outcome::Miss)),
             Err(error) => {

@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use super::access::Access;
 use super::error::Kind;
+use super::flight::{Flight, landed};
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, Tag};
 use crate::policy::{Client, Hit, Refusal, Target};
@@ -36,7 +37,7 @@ const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 /// How long a client waits for an upstream to confirm a tag that could be served stale.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub struct ManifestAnswer {
@@ -97,13 +98,13 @@ impl Cache {
         let repository = access.repository();
         let newest = |record: Option<Arc<TagRecord>>| record?.current(variant).cloned();
         let mut known = newest(self.store.tags.get(repository, tag).await);
-        if let Some(answer) = self.believed(repository, tag, known.as_ref()).await? {
+        if let Some(answer) = self.believed(access, tag, known.as_ref()).await? {
             return Ok(answer);
         }
         if self.store.is_shared() {
             // Another replica may have asked the upstream since.
             known = newest(self.fleets_tag(repository, tag).await);
-            if let Some(answer) = self.believed(repository, tag, known.as_ref()).await? {
+            if let Some(answer) = self.believed(access, tag, known.as_ref()).await? {
                 return Ok(answer);
             }
         }
@@ -115,7 +116,7 @@ impl Cache {
             return Err(CacheError::ManifestUnknown);
         }
         let stale = match &known {
-            Some(entry) if age(entry) < self.config.stale_for => {
+            Some(entry) if age(entry.last_seen) < self.config.stale_for => {
                 self.load(&entry.digest, &entry.media_type).await?
             }
             _ => None,
@@ -171,14 +172,20 @@ impl Cache {
     /// What we know of a tag, if that needs no upstream request.
     async fn believed(
         self: &Arc<Self>,
-        repository: &Repository,
+        access: &Access,
         tag: &Tag,
         known: Option<&TagEntry>,
     ) -> Result<Option<ManifestAnswer>, CacheError> {
         let Some(entry) = known else { return Ok(None) };
-        let enough = self.offline || self.is_fresh(entry) || self.is_immutable(repository, tag);
-        if !enough {
-            return Ok(None);
+        if !self.offline && !self.is_fresh(entry) {
+            if !self.is_immutable(access.repository(), tag) {
+                return Ok(None);
+            }
+            // It points there for ever; whether that may be read is another question.
+            let (digest, kind) = (&entry.digest, Kind::Manifest);
+            if access.is_private() && self.linked(access, digest, kind).await?.is_none() {
+                return Ok(None);
+            }
         }
         let manifest = self.load(&entry.digest, &entry.media_type).await?;
         Ok(manifest.map(|manifest| ManifestAnswer::cached(manifest, Outcome::Hit)))
@@ -200,7 +207,8 @@ impl Cache {
 
     /// A time in the future is no reason to believe: a clock was wrong, here or elsewhere.
     fn is_fresh(&self, entry: &TagEntry) -> bool {
-        entry.last_seen <= now().saturating_add(CLOCKS_DIFFER) && age(entry) < self.config.fresh_for
+        entry.last_seen <= now().saturating_add(CLOCKS_DIFFER)
+            && age(entry.last_seen) < self.config.fresh_for
     }
 
     /// Asks the upstream what a tag points to, and keeps the answer.
@@ -297,7 +305,7 @@ impl Cache {
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
         let repository = access.repository();
-        let link = self.store.link(repository, digest).await;
+        let link = self.linked(access, digest, Kind::Manifest).await?;
         if let Some(media_type) = link.and_then(|link| link.media_type)
             && let Some(manifest) = self.load(digest, &media_type).await?
         {
@@ -311,18 +319,29 @@ impl Cache {
             return Err(CacheError::ManifestUnknown);
         }
         let upstream = access.ask(CacheError::Offline { listing: false })?;
-        let flight_key = (repository.clone(), *digest);
-        let flight = self.manifest_flights.join(&flight_key, || {
+        let (flight, joined) = self.start_fetch(upstream, repository, digest, &Accept(accept));
+        settle((flight.await, joined))
+    }
+
+    /// Asks the upstream for a digest in a repository, unless it is being asked already.
+    pub(super) fn start_fetch(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+        accept: &Accept<'_>,
+    ) -> (Flight<Result<Fetched, CacheError>>, bool) {
+        let key = (repository.clone(), *digest);
+        self.manifest_flights.start(&key, || {
             let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));
-            let (repository, digest) = flight_key.clone();
-            let accept = with_all_types(&Accept(accept).types());
+            let (repository, digest) = key.clone();
+            let accept = with_all_types(&accept.types());
             async move {
                 cache
                     .fetch_by_digest(&upstream, &repository, &digest, &accept)
                     .await
             }
-        });
-        settle(flight.await)
+        })
     }
 
     async fn fetch_by_digest(
@@ -333,13 +352,19 @@ impl Cache {
         accept: &[String],
     ) -> Result<Fetched, CacheError> {
         let reference = Reference::Digest(*digest);
-        let failed = |error| self.manifest_failed(repository, &reference, error);
+        let failed = async |error| {
+            let error = CacheError::from_upstream(error, Kind::Manifest);
+            self.not_proved(repository, digest, error).await
+        };
         if let Some(bytes) = self.bytes(digest).await? {
-            // The bytes are here, but nothing says that this repository has them.
+            // The bytes are here, but nothing says that this repository has them, or has them still.
             let probe = upstream
                 .probe_manifest(&repository.name, &reference, accept)
                 .await;
-            let probe = probe.map_err(failed)?;
+            let probe = match probe {
+                Ok(probe) => probe,
+                Err(error) => return Err(failed(error).await),
+            };
             let manifest =
                 Manifest::parse(bytes, probe.content_type.as_deref(), digest.algorithm());
             let manifest =
@@ -351,10 +376,13 @@ impl Cache {
                 confirmed: true,
             });
         }
-        let fetched = upstream
+        let fetched = match upstream
             .manifest(&repository.name, &reference, accept)
             .await
-            .map_err(failed)?;
+        {
+            Ok(fetched) => fetched,
+            Err(error) => return Err(failed(error).await),
+        };
         let fetched = parse(fetched, digest.algorithm())?;
         if fetched.manifest.digest() != digest {
             let registry = &repository.registry;
@@ -524,10 +552,9 @@ impl<'a> Accept<'a> {
 // === helpers ===
 
 fn settle(
-    (landed, joined): (Option<Result<Fetched, CacheError>>, bool),
+    (fetched, joined): (Option<Result<Fetched, CacheError>>, bool),
 ) -> Result<ManifestAnswer, CacheError> {
-    let fetched =
-        landed.unwrap_or_else(|| Err(CacheError::Internal("a look-up panicked".into())))?;
+    let fetched = landed(fetched)?;
     let outcome = match (fetched.confirmed, joined) {
         (true, _) => Outcome::Hit,
         (false, true) => Outcome::Collapsed,
@@ -576,8 +603,8 @@ pub(super) fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// How long ago the upstream last named it. A time that lies in the future is now: clocks are
-/// set back.
-fn age(entry: &TagEntry) -> Duration {
-    Duration::from_secs(u64::try_from(now() - entry.last_seen).unwrap_or(0))
+/// How long ago that was, in unix seconds. A time that lies in the future is now: clocks are set
+/// back.
+pub(super) fn age(then: i64) -> Duration {
+    Duration::from_secs(u64::try_from(now().saturating_sub(then)).unwrap_or(0))
 }

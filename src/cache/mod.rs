@@ -6,7 +6,7 @@
 //!
 //! [`manifest`]: tags and how fresh they are, manifests by digest. [`age`]: tags that must have
 //! pointed to something for a while. [`blob`]: from the store, or through a fill. [`listing`]: tag
-//! lists and referrers. [`source`]: an upstream repository as a fill sees it. [`near`]: who else
+//! lists and referrers. [`proof`]: what is not everybody's is asked for again. [`source`]: an upstream repository as a fill sees it. [`near`]: who else
 //! may have a blob. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
 //! said a moment ago. [`unwritten`]: manifests on their way to the disk. [`closure`]: an image made
 //! whole. [`keep`]: what operators do with it. [`warm`]: many images made whole. [`pulls`]: who
@@ -23,6 +23,7 @@ mod listing;
 mod manifest;
 mod missing;
 mod near;
+mod proof;
 pub mod pulls;
 mod recent;
 mod source;

@@ -54,6 +54,12 @@ impl Grants {
         Ok(())
     }
 
+    /// Whether what is in `registry` is not everybody's.
+    #[must_use]
+    pub fn cover(&self, registry: &Registry) -> bool {
+        self.registries.contains_key(registry)
+    }
+
     /// Whether `client` may read `repository`; None where there is nothing to grant.
     #[must_use]
     pub fn of(&self, client: &Client, repository: &Repository) -> Option<bool> {

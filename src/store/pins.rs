@@ -179,6 +179,26 @@ impl Pins {
             .collect()
     }
 
+    /// Whether an image of this repository is pinned and has the digest.
+    #[must_use]
+    pub fn keeps(&self, repository: &Repository, digest: &Digest) -> bool {
+        if !self.closures.load().contains(digest) {
+            return false;
+        }
+        let name = repository.to_string();
+        let of_it = |image: &str| {
+            let version = image.strip_prefix(&name);
+            version.is_some_and(|version| version.starts_with([':', '@']))
+        };
+        let has = |pin: &ImagePin| pin.closure.iter().any(|blob| blob.digest == *digest);
+        // In order of their names, so that the repository's are near each other.
+        lock(&self.named)
+            .images
+            .range(name.clone()..)
+            .take_while(|(image, _)| image.starts_with(&name))
+            .any(|(image, pin)| of_it(image) && has(pin))
+    }
+
     /// A pattern that matches a link or a tag of this digest.
     #[must_use]
     pub fn pattern_with(&self, digest: &Digest) -> Option<Arc<str>> {

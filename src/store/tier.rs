@@ -298,6 +298,16 @@ impl Store {
         }
     }
 
+    /// The upstream has said no: the digest is no longer readable there, here and for replicas that
+    /// have no link of their own yet.
+    pub async fn unlink(&self, repository: &Repository, digest: &Digest) {
+        self.links.remove_link(repository, digest).await;
+        let Some(tier) = &self.tier else { return };
+        if let Err(error) = tier.shared.delete(Name::Link(repository, digest)).await {
+            tier.note(&error);
+        }
+    }
+
     /// The upstream was asked a moment ago and still names `digest`.
     pub async fn confirm_tag(
         &self,

@@ -45,6 +45,7 @@ mod manifests;
 mod manners;
 mod min_age;
 mod policy;
+mod proofs;
 mod pulls;
 mod ranges;
 mod refusals;

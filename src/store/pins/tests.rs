@@ -89,6 +89,27 @@ fn a_damaged_pin_is_left_where_it_is() {
 }
 
 #[test]
+fn an_image_keeps_its_digests_for_its_own_repository() {
+    let dir = Dir::new();
+    let pins = Pins::load(&dir.layout(), &dir.faults()).unwrap();
+    pins.add_image(pin("quay.io/team/a:1", &[1])).unwrap();
+    pins.add_image(pin("quay.io/team/a-b:1", &[2])).unwrap();
+    pins.add_image(pin(&format!("quay.io/team/b@{}", digest(3)), &[3, 1]))
+        .unwrap();
+    pins.add_pattern(pattern("quay.io/team/c")).unwrap();
+    pins.linked(&repository("quay.io/team/c"), &digest(4));
+    let keeps = |name: &str| {
+        let repository = repository(&format!("quay.io/team/{name}"));
+        [1, 2, 3, 4].map(|name| pins.keeps(&repository, &digest(name)))
+    };
+    assert_eq!(keeps("a"), [true, false, false, false]);
+    assert_eq!(keeps("a-b"), [false, true, false, false]);
+    assert_eq!(keeps("b"), [true, false, true, false]);
+    assert_eq!(keeps("c"), [false; 4], "a pattern is no promise");
+    assert_eq!(keeps("a-c"), [false; 4]);
+}
+
+#[test]
 fn a_pattern_matches_links_and_tags_that_come_later() {
     let dir = Dir::new();
     let pins = Pins::load(&dir.layout(), &dir.faults()).unwrap();

@@ -236,7 +236,8 @@ impl Upstream {
         self.times(usize::MAX, fragment, fault);
     }
 
-    /// From now on nothing at or behind `byte` leaves until the gate is opened.
+    /// From now on nothing at or behind `byte` leaves until the gate is opened; at 0 no answer to a
+    /// HEAD either.
     pub fn hold(&self, fragment: impl Display, byte: u64) -> Arc<Gate> {
         let gate = Arc::new(Gate::default());
         self.always(fragment, Fault::HoldAt(byte, Arc::clone(&gate)));

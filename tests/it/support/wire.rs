@@ -124,6 +124,14 @@ fn answer(
         head += &format!("{name}: {value}\r\n");
     }
     head += "\r\n";
+    if request.method == "HEAD" {
+        // It has no body to be held back.
+        for fault in &script.faults {
+            if let Fault::HoldAt(0, gate) = fault {
+                gate.pass();
+            }
+        }
+    }
     (&*stream).write_all(head.as_bytes())?;
     if request.method == "HEAD" {
         return Ok(true);
