@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::accept::Accept;
 use super::access::Access;
-use super::manifest::{Accept, ManifestAnswer, now};
+use super::clock::now;
+use super::manifest::ManifestAnswer;
 use super::{Cache, CacheError};
 use crate::oci::{Reference, Repository, Tag};
 use crate::policy::Client;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Cache;
+use super::clock::now;
 use super::closure::{Closure, ClosureError, Progress};
-use super::manifest::now;
 use crate::oci::{Digest, Image, Platform, Reference, Repository};
 use crate::policy::{InvalidPattern, Pattern};
 use crate::store::catalog::{Catalog, Name};

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::access::Access;
-use super::manifest::now;
+use super::clock::now;
 use super::pulls::{Pull, Verdict, Was};
 use super::{Cache, CacheError};
 use crate::oci::{Digest, Reference};

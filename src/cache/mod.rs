@@ -4,17 +4,19 @@
 //! happens is always the same: [`access`] asks policy, before any look-up anywhere. What it lets
 //! through carries an `Access`, and nothing below can be reached without one.
 //!
-//! [`manifest`]: tags and how fresh they are, manifests by digest. [`age`]: tags that must have
-//! pointed to something for a while. [`blob`]: from the store, or through a fill. [`listing`]: tag
-//! lists and referrers. [`proof`]: what is not everybody's is asked for again. [`source`]: an upstream repository as a fill sees it. [`near`]: who else
-//! may have a blob. [`flight`]: one question at a time for each answer. [`recent`]: what upstreams
-//! said a moment ago. [`unwritten`]: manifests on their way to the disk. [`closure`]: an image made
-//! whole. [`keep`]: what operators do with it. [`warm`]: many images made whole. [`pulls`]: who
-//! asked for what. [`missing`]: what of that is not here.
+//! | | |
+//! |---|---|
+//! | What is asked for | [`tag`], [`manifest`], [`blob`], [`listing`] (tag lists and referrers) |
+//! | Whether it may be had | [`access`], [`proof`] (what is not everybody's), [`age`] (tags that are too young), [`accept`] (kinds that a client can take) |
+//! | Where it comes from | [`source`] (an upstream's repository, as a fill sees it), [`near`] (who else may have a blob), [`recent`] (what upstreams said a moment ago), [`flight`] (one question at a time for each answer) |
+//! | What becomes of it | [`unwritten`] (manifests on their way to the disk), [`pulls`] (who asked for what), [`missing`] (what of that is not here) |
+//! | What operators do | [`keep`] (pins and purges), [`closure`] (an image made whole), [`warm`] (many of them) |
 
+mod accept;
 mod access;
 mod age;
 mod blob;
+mod clock;
 pub mod closure;
 pub mod error;
 mod flight;
@@ -27,6 +29,7 @@ mod proof;
 pub mod pulls;
 mod recent;
 mod source;
+mod tag;
 mod unwritten;
 pub mod warm;
 
@@ -53,11 +56,12 @@ pub use blob::{BlobAnswer, Pieces, Wanted};
 pub use error::CacheError;
 use flight::Flights;
 pub use listing::{ReferrersAnswer, TagsAnswer, fallback_tag};
+use manifest::Fetched;
 pub use manifest::ManifestAnswer;
-use manifest::{Fetched, TagKey};
 pub use near::{Fleet, Nearby};
 use pulls::Pulls;
 use recent::Recent;
+use tag::TagKey;
 use unwritten::Unwritten;
 
 /// Manifests in memory, in bytes.

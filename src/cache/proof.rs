@@ -19,10 +19,12 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
+use super::accept::Accept;
 use super::access::Access;
+use super::clock::age;
 use super::error::Kind;
 use super::flight::landed;
-use super::manifest::{Accept, PATIENCE, age};
+use super::tag::PATIENCE;
 use super::{Cache, CacheError};
 use crate::oci::{Digest, Reference, Repository};
 use crate::store::Link;

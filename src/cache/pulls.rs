@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
-use super::manifest::now;
+use super::clock::now;
 use super::missing::is_missing;
 use super::{Cache, CacheError, ManifestAnswer};
 use crate::oci::{Digest, Reference, Repository};
