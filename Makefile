@@ -1,6 +1,6 @@
 # run    build and serve on 127.0.0.1:5000; needs no configuration file
 # test   install what the tests need when it is missing, then run all of them
-# lint   format and clippy, as strict as they go
+# lint   format, clippy and links in the docs, as strict as they go
 # bench  measure against nginx and docker-registry, print the ratios
 # fmt    format the source
 
@@ -17,6 +17,7 @@ test:
 lint:
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
 bench:
 	tests/setup/packages.sh

@@ -1,7 +1,7 @@
 //! Writes a bundle: bytes that are the same for the same images.
 //!
 //! The process that has the store looks whether everything is here and holds it ([`Held`]); the
-//! command that asked for the export reads the files itself ([`write`]), so that no byte of them
+//! command that asked for the export reads the files itself ([`write()`]), so that no byte of them
 //! passes through a socket. Blobs are copied as they lie there: they were hashed when they came, and
 //! one that is in doubt after an unclean end is hashed before it is held.
 

@@ -1,6 +1,6 @@
 //! The whole configuration: each module's own part, put together.
 //!
-//! Every key is optional and unknown keys are refused. [`load`] finds and reads the file;
+//! Every key is optional and unknown keys are refused. [`load()`] finds and reads the file;
 //! [`check`] says everything that is wrong with what it says.
 
 pub mod check;

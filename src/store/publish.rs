@@ -1,5 +1,5 @@
-//! Brings what waits in [`Uploads`] to the shared store, for ever but cheaply: everything that was
-//! verified while it was down arrives there when it is back.
+//! Brings what waits in [`Uploads`](super::uploads::Uploads) to the shared store, for ever but
+//! cheaply: everything that was verified while it was down arrives there when it is back.
 //!
 //! Publishing is idempotent. Each name is looked up anew, so what arrives is the latest; what
 //! several replicas write is joined, never overwritten; a blob that is there with the right size
