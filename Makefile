@@ -19,10 +19,11 @@ lint:
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
+# In a directory of its own: `cargo bench` builds the program too, its own way, over the other one.
 bench:
 	tests/setup/packages.sh
 	cargo build --release --locked
-	cargo bench --locked --bench peers -- --portcullis target/release/portcullis $(BENCH_ARGS)
+	cargo bench --locked --bench peers --target-dir target/bench -- --portcullis $(CURDIR)/target/release/portcullis $(BENCH_ARGS)
 
 fmt:
 	cargo fmt --all
