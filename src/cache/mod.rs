@@ -184,7 +184,7 @@ impl Cache {
         Ok(Arc::new(Cache {
             manifests: Memory::builder()
                 .max_capacity(MANIFEST_MEMORY)
-                .weigher(move |_, manifest: &Arc<Manifest>| weight(manifest.bytes().len()))
+                .weigher(move |_, manifest: &Arc<Manifest>| weight(manifest.weight()))
                 .build(),
             listings: Memory::builder()
                 .max_capacity(LISTING_MEMORY)

@@ -11,7 +11,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -39,6 +39,9 @@ pub struct Manifest {
     media_type: MediaType,
     digest: Digest,
     headers: Headers,
+    /// What it names, read once.
+    children: OnceLock<Arc<[Digest]>>,
+    subject: OnceLock<Option<Digest>>,
 }
 
 /// What every answer with a manifest says of it in its header, made once.
@@ -92,6 +95,7 @@ struct Shape {
     manifests: Option<IgnoredAny>,
     layers: Option<IgnoredAny>,
     config: Option<IgnoredAny>,
+    subject: Option<IgnoredAny>,
 }
 
 /// A document of a known type. Names given twice are refused by serde, and `null` is absent.
@@ -265,8 +269,11 @@ impl Manifest {
             return Err(invalid("it is an image and an index at once"));
         }
         let digest = Digest::of(algorithm, &bytes);
-        let manifest = Manifest::from_store(bytes, media_type, digest);
-        manifest.children()?;
+        let mut manifest = Manifest::from_store(bytes, media_type, digest);
+        manifest.children = OnceLock::from(digests(&manifest.children()?));
+        if shape.subject.is_none() {
+            manifest.subject = OnceLock::from(None);
+        }
         Ok(manifest)
     }
 
@@ -287,6 +294,8 @@ impl Manifest {
             media_type,
             digest,
             headers,
+            children: OnceLock::new(),
+            subject: OnceLock::new(),
         }
     }
 
@@ -342,10 +351,25 @@ impl Manifest {
         Ok(children)
     }
 
+    /// The digests of its children; none where these cannot be read.
+    #[must_use]
+    pub fn child_digests(&self) -> &[Digest] {
+        let read = || digests(&self.children().unwrap_or_default());
+        self.children.get_or_init(read)
+    }
+
     /// The manifest that this one is about, a signature's image for example.
     #[must_use]
     pub fn subject(&self) -> Option<Digest> {
-        Some(self.referring()?.subject?.digest)
+        let read = || Some(self.referring()?.subject?.digest);
+        *self.subject.get_or_init(read)
+    }
+
+    /// Memory that it takes, in bytes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let children = self.children.get().map_or(0, |children| children.len());
+        size_of::<Self>() + self.bytes.len() + children * size_of::<Digest>()
     }
 
     /// The descriptor by which this manifest stands in the list of its subject's referrers, as
@@ -373,6 +397,10 @@ impl Manifest {
         }
         serde_json::from_slice(&self.bytes).ok()
     }
+}
+
+fn digests(children: &[Descriptor]) -> Arc<[Digest]> {
+    children.iter().map(|child| child.digest).collect()
 }
 
 impl Descriptor {

@@ -373,11 +373,9 @@ impl Store {
             led.extend(self.links.add_led(repository, &parent, &[digest]).await);
         }
         // What does not parse as an image leads nowhere, but is served all the same.
-        if let Ok(children) = manifest.children() {
-            let children: Vec<Digest> = children.iter().map(|child| child.digest).collect();
-            let parent = Reference::Digest(digest);
-            led.extend(self.links.add_led(repository, &parent, &children).await);
-        }
+        let parent = Reference::Digest(digest);
+        let children = manifest.child_digests();
+        led.extend(self.links.add_led(repository, &parent, children).await);
         let Some(tier) = &self.tier else {
             return true;
         };
