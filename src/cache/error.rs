@@ -143,7 +143,7 @@ impl From<FillError> for CacheError {
             FillError::Source(error) => error.into(),
             FillError::WrongBytes { .. } => CacheError::WrongBytes(error.to_string()),
             FillError::Busy | FillError::Stopping => CacheError::Busy { retry_after: BUSY },
-            FillError::Local(_) => CacheError::Internal(error.to_string()),
+            FillError::Local(_) | FillError::TooSlow => CacheError::Internal(error.to_string()),
         }
     }
 }

@@ -13,6 +13,8 @@
 //! A holder that goes silent costs the others a few seconds: one of them takes its claim over, the
 //! rest follow that one. Without `[store.shared.peers]` nobody could follow, so nobody claims.
 
+mod passing;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,19 +26,20 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use moka::sync::Cache as Memory;
 use prometheus_client::metrics::counter::Counter;
-use tokio::sync::OwnedSemaphorePermit;
+use prometheus_client::metrics::family::Family;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use url::Url;
 
 use super::flight::Flights;
 use super::source::{body_stream, source_error};
-use crate::fill::{Near, Nearest, Opened, Source, SourceError, SourceErrorKind, Vigil};
+use crate::fill::{Near, Nearest, Opened, Reader, Source, SourceError, SourceErrorKind, Vigil};
 use crate::oci::Digest;
 use crate::store::claims::{Holder, LOOK, Standing};
 use crate::store::{Claim, Claims, Disk, Shared, SharedError};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{NearLabels, NearSource};
+use crate::telemetry::metrics::{NearLabels, NearSource, PublishLabels};
 use crate::upstream::{Peers, UpstreamErrorKind};
 
 /// How long a pull waits before it goes to the upstream.
@@ -68,6 +71,9 @@ pub struct Nearby {
     condemned: Memory<(Digest, String), ()>,
     unreachable: Memory<String, ()>,
     received: Counter,
+    published: Family<PublishLabels, Counter>,
+    /// Turns for blobs that are kept in passing.
+    passing: Arc<Semaphore>,
     tracker: TaskTracker,
 }
 
@@ -116,6 +122,13 @@ struct Holding {
     look_again: bool,
 }
 
+/// We fill for ourselves, where nobody could follow.
+#[derive(Debug)]
+struct Alone {
+    nearby: Nearby,
+    digest: Digest,
+}
+
 /// Another replica fills, and we follow.
 #[derive(Debug)]
 struct Following {
@@ -161,6 +174,8 @@ impl Nearby {
                 .near_received
                 .get_or_create(&NearLabels { source })
                 .clone(),
+            published: metrics.shared_published.clone(),
+            passing: Arc::new(Semaphore::new(passing::MOST)),
             tracker: tracker.clone(),
         }
     }
@@ -251,7 +266,11 @@ impl Nearby {
                     digest,
                 })),
             },
-            (Found::Nothing | Found::Peer { .. }, _) => Nearest {
+            (Found::Nothing | Found::Peer { .. }, None) => Nearest {
+                source: None,
+                vigil: Some(Arc::new(Alone { nearby, digest })),
+            },
+            (Found::Nothing, Some(_)) => Nearest {
                 source: None,
                 vigil: None,
             },
@@ -339,6 +358,22 @@ impl Vigil for Holding {
     fn committed(self: Arc<Self>) {
         let claim = Box::new(self.claim.clone());
         self.nearby.disk.until_published(&self.digest, claim);
+    }
+
+    fn passing(self: Arc<Self>, reader: Reader) {
+        let (nearby, digest) = (self.nearby.clone(), self.digest);
+        nearby.keep_passing(digest, reader, self);
+    }
+}
+
+#[async_trait]
+impl Vigil for Alone {
+    async fn outdated(self: Arc<Self>) -> Option<Nearest> {
+        std::future::pending().await
+    }
+
+    fn passing(self: Arc<Self>, reader: Reader) {
+        self.nearby.keep_passing(self.digest, reader, ());
     }
 }
 

@@ -449,10 +449,15 @@ impl Fill {
             {
                 let mut state = self.state();
                 let low = state.slowest_reader().min(state.hashed);
+                let unwaited = state.slowest_unwaited();
                 let Some(slide) = &mut state.slide else {
                     return Ok(());
                 };
-                slide.free_below(low)?;
+                // Who is not waited for has what room there is.
+                slide.free_below(low.min(unwaited))?;
+                if !slide.has_room(more) {
+                    slide.free_below(low)?;
+                }
                 if slide.has_room(more) {
                     return Ok(());
                 }

@@ -32,10 +32,11 @@ pub(super) async fn supervise(fill: Arc<Fill>) {
         () = stop.cancelled() => Ok(Outcome::Stopped),
     };
     // A slide has given its spool up already.
-    let (spool, holds_some) = {
+    let (spool, holds_some, sliding) = {
         let state = fill.state();
-        let spool = state.spool.clone().filter(|_| state.slide.is_none());
-        (spool, !state.map.is_empty())
+        let sliding = state.slide.is_some();
+        let spool = state.spool.clone().filter(|_| !sliding);
+        (spool, !state.map.is_empty(), sliding)
     };
     match ended {
         Ok(Outcome::Done) => {
@@ -47,7 +48,8 @@ pub(super) async fn supervise(fill: Arc<Fill>) {
             let keep = holds_some || matches!(outcome, Outcome::Abandoned);
             tidy(&fill, spool, keep).await;
             fill.count(FillResult::Abandoned);
-            if let Outcome::Stopped = outcome {
+            // Nobody reads an abandoned fill, but for those whom it does not run for.
+            if sliding || matches!(outcome, Outcome::Stopped) {
                 fill.fail(FillError::Stopping);
             }
         }
@@ -207,6 +209,7 @@ pub(super) async fn slide(fill: &Arc<Fill>, cause: io::Error) -> Result<(), Fill
             blocking(move || spool.remove()).await,
         );
     }
+    fill.pass_on();
     Ok(())
 }
 

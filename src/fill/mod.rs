@@ -146,6 +146,9 @@ pub enum FillError {
     Stopping,
     #[error("neither disk nor memory takes the download: {0}")]
     Local(Arc<io::Error>),
+    /// Only for readers that nobody waits for.
+    #[error("what comes next is not kept any more")]
+    TooSlow,
 }
 
 /// What [`Fill`] tells whoever asks how far it is.

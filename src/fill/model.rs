@@ -7,6 +7,7 @@
 //! changes in between; the process restarts. Time is paused, so every run of a case is the same.
 
 mod fake;
+mod passing;
 mod scenes;
 
 use std::ops::Range;
@@ -266,6 +267,9 @@ async fn play(case: &Case) {
                 .expect("nobody holds it")
                 .end()
                 .await;
+            if let Some(near) = &near {
+                near.passed().await;
+            }
             process = Arc::new(Process::start(dir.path(), case, near.as_ref()));
         }
         sleep(Duration::from_millis(planned.after - clock)).await;
@@ -303,6 +307,13 @@ async fn play(case: &Case) {
             0,
             "a vigil outlives its fill"
         );
+        // Whether they kept up or not.
+        for got in near.passed().await {
+            assert!(
+                got.is_err() || got.is_ok_and(|bytes| bytes == content),
+                "other bytes were passed on to the end"
+            );
+        }
     }
 }
 

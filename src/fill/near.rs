@@ -14,7 +14,7 @@ use futures_util::future::{self, BoxFuture};
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Course, State};
-use super::{Fill, Source};
+use super::{Fill, Reader, Source};
 use crate::oci::Digest;
 
 /// Near sources that one fill tries before it keeps to the upstream.
@@ -49,6 +49,11 @@ pub trait Vigil: fmt::Debug + Send + Sync + 'static {
     /// The blob is kept on the local disk, and this is dropped next: whoever keeps it for others
     /// too may hold on to what it has.
     fn committed(self: Arc<Self>) {}
+
+    /// The local disk keeps nothing of it: whoever may keep it elsewhere can read it here, while it
+    /// passes. Nobody waits for `reader`, which fails when it is too slow; it ends without an error
+    /// only when the whole blob is verified.
+    fn passing(self: Arc<Self>, _reader: Reader) {}
 }
 
 /// Which way a fill goes, and when it had better ask.
@@ -73,7 +78,7 @@ impl Compass {
     }
 
     /// Resolves when the way may be another one. Cancel-safe.
-    pub(super) async fn turn(&mut self, fill: &Fill) {
+    pub(super) async fn turn(&mut self, fill: &Arc<Fill>) {
         let Some(near) = &self.near else {
             return future::pending().await;
         };
@@ -92,7 +97,7 @@ impl Compass {
     }
 }
 
-fn follow(fill: &Fill, nearest: Nearest) -> Step {
+fn follow(fill: &Arc<Fill>, nearest: Nearest) -> Step {
     let outdated: BoxFuture<'static, _> = match &nearest.vigil {
         Some(vigil) => Arc::clone(vigil).outdated(),
         None => Box::pin(future::pending()),
@@ -114,7 +119,7 @@ fn look(near: &Arc<dyn Near>, fill: &Fill) -> Step {
 
 impl Fill {
     /// Goes where `nearest` says.
-    fn steer(&self, nearest: Nearest) {
+    fn steer(self: &Arc<Self>, nearest: Nearest) {
         let source = nearest.source.as_ref();
         let name = source
             .map_or("the upstream", |source| source.name())
@@ -134,6 +139,7 @@ impl Fill {
         // What was held until now ends only after what replaces it has begun.
         drop(before);
         self.changed();
+        self.pass_on();
     }
 
     /// All the bytes that do not hash came from the near source `at`: it is told, and the blob is

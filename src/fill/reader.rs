@@ -19,6 +19,8 @@ pub struct Joined {
     fill: Arc<Fill>,
     id: ReaderId,
     changes: watch::Receiver<u64>,
+    /// Whether the fill runs for it.
+    counts: bool,
 }
 
 /// A proof under way.
@@ -59,6 +61,7 @@ impl Fill {
             fill: Arc::clone(self),
             id,
             changes: self.changes.subscribe(),
+            counts: true,
         })
     }
 }
@@ -128,7 +131,9 @@ impl Joined {
 impl Drop for Joined {
     fn drop(&mut self) {
         self.fill.state().remove_reader(self.id);
-        self.fill.readers.send_modify(|count| *count -= 1);
+        if self.counts {
+            self.fill.readers.send_modify(|count| *count -= 1);
+        }
         // A sliding fill may have waited for just this reader.
         self.fill.consumed.notify_one();
     }
@@ -160,6 +165,17 @@ impl Drop for Proving {
 // === impl Reader ===
 
 impl Reader {
+    /// One of a sliding fill, which neither runs for it nor waits for it.
+    pub(super) fn unwaited(fill: &Arc<Fill>, id: ReaderId) -> Self {
+        let joined = Joined {
+            fill: Arc::clone(fill),
+            id,
+            changes: fill.changes.subscribe(),
+            counts: false,
+        };
+        Reader { joined }
+    }
+
     /// The next bytes, at most 1 MiB and all of them readable now; `None` at the end of the
     /// range. Cancel-safe: bytes count as given when they are returned.
     ///
@@ -202,6 +218,7 @@ impl Joined {
             Found::End => Some(None),
             Found::Changed => Some(Some(Err(self.fill.wrong_bytes()))),
             Found::SourceGone(error) => Some(Some(Err(error.into()))),
+            Found::TooLate => Some(Some(Err(FillError::TooSlow))),
             Found::Nothing => failed.map(|error| Some(Err(error))),
         }
     }

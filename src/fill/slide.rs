@@ -3,7 +3,8 @@
 //! A full or failing disk, or a layer larger than the store may be, must not fail a pull. Such a
 //! fill goes on with one connection through a window of memory, at most [`WINDOW`] ahead of its
 //! slowest reader, and what all readers have been sent is freed behind them. Nothing of it is
-//! kept. The memory is an anonymous file (`memfd`), so that readers and sockets see what they
+//! kept here; whoever keeps it elsewhere may read along ([`Vigil::passing`](super::Vigil::passing)), and is not waited for.
+//! The memory is an anonymous file (`memfd`), so that readers and sockets see what they
 //! always see: a file and a range. That works where a hole punched into the spool would not: on
 //! a disk that is read-only or broken.
 
@@ -16,6 +17,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::map::{Origin, RangeMap};
+use super::{Fill, Reader};
 use crate::store::{FileRange, Lease};
 
 /// Memory of one sliding fill, in bytes.
@@ -103,5 +105,22 @@ impl Slide {
         self.window.remove(self.freed..low);
         self.freed = low;
         Ok(())
+    }
+}
+
+impl Fill {
+    /// Shows a slide to whoever watches over the fill, if all of it is still to come by.
+    pub(super) fn pass_on(self: &Arc<Self>) {
+        let (vigil, id) = {
+            let mut state = self.state();
+            let Some(vigil) = state.vigil.clone() else {
+                return;
+            };
+            let Some(id) = state.add_passing() else {
+                return;
+            };
+            (vigil, id)
+        };
+        vigil.passing(Reader::unwaited(self, id));
     }
 }

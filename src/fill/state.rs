@@ -104,6 +104,8 @@ struct ReaderEntry {
     waiting_since: Option<Instant>,
     /// Some of what it was given has turned out to be wrong.
     misled: bool,
+    /// It reads along: a slide frees what it needs without waiting for it.
+    unwaited: bool,
 }
 
 /// What a reader finds at its position.
@@ -115,6 +117,8 @@ pub(super) enum Found {
     /// What it has been given has turned out to be other than what is there now.
     Changed,
     SourceGone(SourceError),
+    /// A slide has freed what it was to be given next.
+    TooLate,
 }
 
 /// Whether a source's readers may start.

@@ -7,7 +7,7 @@
 //! row nobody asks for five seconds: [`SharedError::Down`] costs nothing. Then one call finds out
 //! for all whether it is back.
 //!
-//! The rooms: `small` objects that replicas agree by, `blobs`, `list`s; `keys` their names; `config`
+//! The rooms: `small` objects that replicas agree by, `blobs`, large ones in `parts`, `list`s; `keys` their names; `config`
 //! and `connect` which store it is and who we are there.
 
 mod blobs;
@@ -18,6 +18,7 @@ pub(crate) mod fake;
 mod hosts;
 mod keys;
 mod list;
+mod parts;
 mod recorded;
 mod small;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use connect::{ConnectError, open};
 pub use hosts::Host;
 pub use keys::{Name, Tree};
 pub use list::Listed;
+pub use parts::Parts;
 pub use small::{Document, Version};
 
 use super::files::lock;

@@ -44,6 +44,7 @@ mod logins;
 mod manifests;
 mod manners;
 mod min_age;
+mod passing;
 mod policy;
 mod proofs;
 mod pulls;

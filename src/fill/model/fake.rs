@@ -10,10 +10,12 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Duration, sleep};
+use tokio_util::task::TaskTracker;
 
 use super::Case;
 use crate::fill::{
-    Near, Nearest, Opened, Source, SourceError, SourceErrorKind, Vigil, message_cause,
+    FillError, Near, Nearest, Opened, Reader, Source, SourceError, SourceErrorKind, Vigil,
+    message_cause,
 };
 use crate::oci::Digest;
 
@@ -51,6 +53,9 @@ pub(super) struct Fake {
     pub(super) condemned: AtomicU64,
 }
 
+/// What came of reading along.
+pub(super) type Passed = Result<Vec<u8>, FillError>;
+
 /// Who has it near: one after the other, each for a time.
 #[derive(Clone, Debug)]
 pub(super) struct FakeNear {
@@ -61,6 +66,10 @@ pub(super) struct FakeNear {
     /// Vigils that are held, and how often the way turned.
     pub(super) held: Arc<AtomicU64>,
     pub(super) turns: Arc<AtomicU64>,
+    /// What those got who read along while a fill slid by, and how long they take over a piece.
+    passed: Arc<Mutex<Vec<Passed>>>,
+    along: TaskTracker,
+    pub(super) pace: Duration,
 }
 
 /// One answer.
@@ -89,7 +98,28 @@ impl FakeNear {
             committed: Arc::default(),
             held: Arc::default(),
             turns: Arc::default(),
+            passed: Arc::default(),
+            along: TaskTracker::new(),
+            pace: Duration::from_millis(case.latency),
         }
+    }
+
+    /// What was passed on until now, when all of that has ended.
+    pub(super) async fn passed(&self) -> Vec<Passed> {
+        self.along.close();
+        let ended = tokio::time::timeout(Duration::from_hours(1), self.along.wait());
+        ended.await.expect("who reads along waits for ever");
+        self.along.reopen();
+        self.passed.lock().unwrap().clone()
+    }
+
+    async fn read_along(&self, mut reader: Reader) -> Passed {
+        let mut bytes = Vec::new();
+        while let Some(piece) = reader.next().await {
+            super::read(&piece?, &mut bytes);
+            sleep(self.pace).await;
+        }
+        Ok(bytes)
     }
 
     fn next(&self, failed: &[String]) -> Nearest {
@@ -138,6 +168,14 @@ impl Vigil for FakeVigil {
 
     fn committed(self: Arc<Self>) {
         self.near.committed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn passing(self: Arc<Self>, reader: Reader) {
+        let near = self.near.clone();
+        self.near.along.spawn(async move {
+            let got = near.read_along(reader).await;
+            near.passed.lock().unwrap().push(got);
+        });
     }
 }
 

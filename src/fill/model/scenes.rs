@@ -3,7 +3,7 @@
 use super::*;
 
 /// A blob of one visit, for cases that are worth a name.
-fn plain_case(size: usize, manners: Vec<Manner>) -> Case {
+pub(super) fn plain_case(size: usize, manners: Vec<Manner>) -> Case {
     let visit = Visit {
         source: 0,
         after: 0,
@@ -268,7 +268,7 @@ async fn one_client(case: &Case, proved: bool) -> (u64, Vec<u64>, Vec<u64>, u64)
     )
 }
 
-fn paused() -> tokio::runtime::Runtime {
+pub(super) fn paused() -> tokio::runtime::Runtime {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_time().start_paused(true).build().unwrap()
 }

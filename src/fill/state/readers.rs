@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Found, Opening, ReaderEntry, ReaderId, State};
+use crate::fill::slide::Slide;
 use crate::fill::{FillState, TAIL};
 use crate::store::FileRange;
 
@@ -25,9 +26,19 @@ impl State {
             end: u64::MAX,
             waiting_since,
             misled: false,
+            unwaited: false,
         };
         self.readers.insert(id, reader);
         id
+    }
+
+    /// A reader of all that slides by, which is not waited for. None: it does not slide, or it is too
+    /// late for all of it.
+    pub(in crate::fill) fn add_passing(&mut self) -> Option<ReaderId> {
+        self.slide.as_ref().filter(|slide| slide.freed() == 0)?;
+        let id = self.add_reader(None, Some(0));
+        self.readers.get_mut(&id)?.unwaited = true;
+        Some(id)
     }
 
     pub(in crate::fill) fn aim_reader(&mut self, id: ReaderId, range: Range<u64>) {
@@ -42,13 +53,21 @@ impl State {
         self.readers.remove(&id);
     }
 
-    /// The first byte that some reader has yet to be given.
+    /// The first byte that some reader has yet to be given who is waited for.
     pub(in crate::fill) fn slowest_reader(&self) -> u64 {
-        self.readers
-            .values()
-            .map(|reader| reader.position)
-            .min()
-            .unwrap_or(u64::MAX)
+        self.slowest(false)
+    }
+
+    /// The same of those who are not.
+    pub(in crate::fill) fn slowest_unwaited(&self) -> u64 {
+        self.slowest(true)
+    }
+
+    fn slowest(&self, unwaited: bool) -> u64 {
+        let readers = self.readers.values();
+        let readers = readers.filter(|reader| reader.unwaited == unwaited);
+        let positions = readers.map(|reader| reader.position);
+        positions.min().unwrap_or(u64::MAX)
     }
 
     /// Whether a reader that starts at `from` finds everything it needs.
@@ -91,6 +110,10 @@ impl State {
             return Found::Changed;
         }
         let position = reader.position;
+        let freed = self.slide.as_ref().map_or(0, Slide::freed);
+        if reader.unwaited && position < freed {
+            return Found::TooLate;
+        }
         if position >= reader.end.min(self.total.unwrap_or(u64::MAX)) {
             return Found::End;
         }

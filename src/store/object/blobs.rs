@@ -4,29 +4,24 @@
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
-use object_store::{GetOptions, MultipartUpload, ObjectStoreExt as _, PutMode, PutPayload};
+use object_store::{GetOptions, ObjectStoreExt as _, PutMode};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinSet;
 use url::Url;
 
+use super::parts::{PART, read};
 use super::{HEADER, LOOK, Shared, SharedError, absent};
 use crate::oci::Digest;
 use crate::store::files::unix_now;
 
 /// Silence inside a body.
 const IDLE: Duration = Duration::from_secs(30);
-/// One part of an upload: 8 MiB in a minute is a store that does not get on.
-const PART_TIME: Duration = Duration::from_secs(60);
-/// In bytes.
-pub(super) const PART: u64 = 8 * 1024 * 1024;
-/// Parts of one blob on their way at once; each takes [`PART`] of memory.
+/// Parts of one blob on their way at once.
 const PARTS: usize = 4;
 
 /// A blob, or a part of it, on its way.
@@ -115,54 +110,25 @@ impl Shared {
     ) -> Result<(), SharedError> {
         let path = self.keys.blob(digest);
         if size <= PART {
-            let bytes = read_part(file, 0..size).await?;
-            return self.put(&path, bytes, PutMode::Create).await.map(drop);
+            let bytes = read(file, 0..size, Vec::new()).await?;
+            return self
+                .put(&path, bytes.into(), PutMode::Create)
+                .await
+                .map(drop);
         }
-        let what = || format!("write {path}");
-        let start = self.objects.put_multipart(&path);
-        let mut upload = self.ask(what, HEADER, start).await?;
-        let uploaded = self.put_parts(upload.as_mut(), file, size, &what).await;
-        let result = match uploaded {
-            Ok(()) => self.ask(what, PART_TIME, upload.complete()).await.map(drop),
-            Err(error) => Err(error),
+        let mut parts = self.begin(digest, PARTS).await?;
+        let uploaded = async {
+            parts.write(file, 0..size).await?;
+            parts.complete().await
         };
-        if let Err(error) = result {
-            // Best effort: the store forgets them by itself, later.
-            let _ = tokio::time::timeout(HEADER, upload.abort()).await;
-            // Another replica's upload may have ended between our first part and our last step.
-            return match self.stat(digest).await {
-                Ok(Some(there)) if there == size => Ok(()),
-                _ => Err(error),
-            };
-        }
-        Ok(())
-    }
-
-    async fn put_parts(
-        &self,
-        upload: &mut dyn MultipartUpload,
-        file: &Arc<File>,
-        size: u64,
-        what: &impl Fn() -> String,
-    ) -> Result<(), SharedError> {
-        let mut running = JoinSet::new();
-        let mut offset = 0;
-        loop {
-            while offset < size && running.len() < PARTS {
-                let end = size.min(offset + PART);
-                let bytes = read_part(file, offset..end).await?;
-                let part = upload.put_part(PutPayload::from_bytes(bytes));
-                running.spawn(tokio::time::timeout(PART_TIME, part));
-                offset = end;
-            }
-            let result = match running.join_next().await {
-                None => return Ok(()),
-                Some(Ok(Ok(Ok(())))) => Ok(()),
-                Some(Ok(Ok(Err(source)))) => Err(SharedError::of(what(), source)),
-                Some(Ok(Err(_)) | Err(_)) => Err(SharedError::TimedOut(what())),
-            };
-            self.note(result.as_ref().err());
-            result?;
+        let Err(error) = uploaded.await else {
+            return Ok(());
+        };
+        parts.abort().await;
+        // Another replica's upload may have ended between our first part and our last step.
+        match self.stat(digest).await {
+            Ok(Some(there)) if there == size => Ok(()),
+            _ => Err(error),
         }
     }
 
@@ -202,23 +168,6 @@ impl Shared {
             .await?;
         Ok(Some(url))
     }
-}
-
-/// Reads from the local disk, off the async threads.
-async fn read_part(file: &Arc<File>, range: Range<u64>) -> Result<Bytes, SharedError> {
-    let file = Arc::clone(file);
-    let read = move || {
-        // Parts are small.
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
-        file.read_exact_at(&mut bytes, range.start)?;
-        Ok(Bytes::from(bytes))
-    };
-    let read = tokio::task::spawn_blocking(read).await;
-    read.unwrap_or_else(|error| Err(error.into()))
-        .map_err(|source| SharedError::Local {
-            what: "what is to be uploaded".into(),
-            source: Arc::new(source),
-        })
 }
 
 // === impl Body ===

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt as _;
 use bytes::Bytes;
 use object_store::UpdateVersion;
 
-use super::blobs::PART;
 use super::fake::{Fake, Mood};
+use super::parts::PART;
 use super::small::RACES;
 use super::*;
 use crate::oci::{Digest, Repository, Tag};
