@@ -19,7 +19,7 @@ use url::Url;
 
 use super::access::Access;
 use super::error::Kind;
-use super::flight::{Flight, landed};
+use super::flight::landed;
 use super::source::{Offline, RepositorySource};
 use super::{Cache, CacheError, Outcome};
 use crate::fill::{Join, Joined, Reader, Source};
@@ -27,7 +27,6 @@ use crate::oci::{Digest, RangeSpec, Reference, Repository};
 use crate::policy::Client;
 use crate::store::FileRange;
 use crate::telemetry::SafeUrl;
-use crate::upstream::Upstream;
 
 /// A blob, whole or on its way.
 #[derive(Debug)]
@@ -88,7 +87,7 @@ impl Cache {
         wanted: Wanted,
     ) -> Result<BlobAnswer, CacheError> {
         let repository = access.repository();
-        let mut linked = self.linked(access, digest, Kind::Blob).await?.is_some();
+        let mut linked = self.linked(access, digest).await?.is_some();
         if linked
             && wanted != Wanted::Head
             && client
@@ -174,6 +173,11 @@ impl Cache {
             }
         };
         let size = opened.map_err(|error| self.blob_failed(repository, digest, error.into()))?;
+        // A download that runs says what the upstream said when it began.
+        if !linked && access.is_private() && outcome == Outcome::Collapsed {
+            self.prove(access, digest).await?;
+            linked = true;
+        }
         if !linked {
             self.store.add_link(repository, digest, None).await;
         }
@@ -244,34 +248,21 @@ impl Cache {
         let repository = access.repository();
         let upstream = access.ask(CacheError::Offline { listing: false })?;
         self.recently_missing(repository, digest)?;
-        landed(self.start_probe(upstream, repository, digest).await)
-    }
-
-    /// Asks the upstream whether a repository has the digest, unless it is being asked already.
-    pub(super) fn start_probe(
-        self: &Arc<Self>,
-        upstream: &Arc<Upstream>,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Flight<Result<Option<u64>, CacheError>> {
         let key = (repository.clone(), *digest);
-        let (probe, _) = self.blob_probes.start(&key, || {
+        let probe = self.blob_probes.join(&key, || {
             let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));
             let (repository, digest) = key.clone();
             async move {
-                match upstream.probe_blob(&repository.name, &digest).await {
-                    Ok(probe) => {
-                        cache.store.add_link(&repository, &digest, None).await;
-                        Ok(probe.size)
-                    }
-                    Err(error) => {
-                        let error = CacheError::from_upstream(error, Kind::Blob);
-                        Err(cache.not_proved(&repository, &digest, error).await)
-                    }
-                }
+                let probe = upstream.probe_blob(&repository.name, &digest).await;
+                let probe = probe.map_err(|error| {
+                    let error = CacheError::from_upstream(error, Kind::Blob);
+                    cache.blob_failed(&repository, &digest, error)
+                })?;
+                cache.store.add_link(&repository, &digest, None).await;
+                Ok(probe.size)
             }
         });
-        probe
+        landed(probe.await.0)
     }
 
     /// Remembers what a failure means for those who come next.

@@ -221,6 +221,9 @@ impl Cache {
             Err(error) => {
                 self.recent
                     .note_registry(&access.repository().registry, &error);
+                if !error.leaves_stale() {
+                    self.listings.invalidate(&key);
+                }
                 self.stale_listing(known, error)
             }
         }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::accept::{Accept, with_all_types};
 use super::access::Access;
 use super::error::Kind;
-use super::flight::{Flight, landed};
+use super::flight::landed;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Digest, Manifest, MediaType, Reference, Repository, Tag};
 use crate::policy::{Client, Refusal, Target};
@@ -48,7 +48,7 @@ impl Cache {
         accept: &[&str],
     ) -> Result<ManifestAnswer, CacheError> {
         let repository = access.repository();
-        let link = self.linked(access, digest, Kind::Manifest).await?;
+        let link = self.linked(access, digest).await?;
         if let Some(media_type) = link.and_then(|link| link.media_type)
             && let Some(manifest) = self.load(digest, &media_type).await?
         {
@@ -62,29 +62,18 @@ impl Cache {
             return Err(CacheError::ManifestUnknown);
         }
         let upstream = access.ask(CacheError::Offline { listing: false })?;
-        let (flight, joined) = self.start_fetch(upstream, repository, digest, &Accept::new(accept));
-        settle((flight.await, joined))
-    }
-
-    /// Asks the upstream for a digest in a repository, unless it is being asked already.
-    pub(super) fn start_fetch(
-        self: &Arc<Self>,
-        upstream: &Arc<Upstream>,
-        repository: &Repository,
-        digest: &Digest,
-        accept: &Accept<'_>,
-    ) -> (Flight<Result<Fetched, CacheError>>, bool) {
-        let key = (repository.clone(), *digest);
-        self.manifest_flights.start(&key, || {
+        let flight_key = (repository.clone(), *digest);
+        let flight = self.manifest_flights.join(&flight_key, || {
             let (cache, upstream) = (Arc::clone(self), Arc::clone(upstream));
-            let (repository, digest) = key.clone();
-            let accept = with_all_types(&accept.types());
+            let (repository, digest) = flight_key.clone();
+            let accept = with_all_types(&Accept::new(accept).types());
             async move {
                 cache
                     .fetch_by_digest(&upstream, &repository, &digest, &accept)
                     .await
             }
-        })
+        });
+        settle(flight.await)
     }
 
     async fn fetch_by_digest(
@@ -95,19 +84,13 @@ impl Cache {
         accept: &[String],
     ) -> Result<Fetched, CacheError> {
         let reference = Reference::Digest(*digest);
-        let failed = async |error| {
-            let error = CacheError::from_upstream(error, Kind::Manifest);
-            self.not_proved(repository, digest, error).await
-        };
+        let failed = |error| self.manifest_failed(repository, &reference, error);
         if let Some(bytes) = self.bytes(digest).await? {
-            // The bytes are here, but nothing says that this repository has them, or has them still.
+            // The bytes are here, but nothing says that this repository has them.
             let probe = upstream
                 .probe_manifest(&repository.name, &reference, accept)
                 .await;
-            let probe = match probe {
-                Ok(probe) => probe,
-                Err(error) => return Err(failed(error).await),
-            };
+            let probe = probe.map_err(failed)?;
             let manifest =
                 Manifest::parse(bytes, probe.content_type.as_deref(), digest.algorithm());
             let manifest =
@@ -119,13 +102,10 @@ impl Cache {
                 confirmed: true,
             });
         }
-        let fetched = match upstream
+        let fetched = upstream
             .manifest(&repository.name, &reference, accept)
             .await
-        {
-            Ok(fetched) => fetched,
-            Err(error) => return Err(failed(error).await),
-        };
+            .map_err(failed)?;
         let fetched = parse(fetched, digest.algorithm())?;
         if fetched.manifest.digest() != digest {
             let registry = &repository.registry;

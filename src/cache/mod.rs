@@ -109,6 +109,7 @@ pub struct Cache {
     tag_flights: Flights<TagKey, Result<Fetched, CacheError>>,
     manifest_flights: Flights<(Repository, Digest), Result<Fetched, CacheError>>,
     blob_probes: Flights<(Repository, Digest), Result<Option<u64>, CacheError>>,
+    proofs: Flights<(Repository, Digest), Result<(), CacheError>>,
     listing_flights: Flights<listing::Key, Result<Bytes, CacheError>>,
 }
 
@@ -198,6 +199,7 @@ impl Cache {
             tag_flights: Flights::new(tracker),
             manifest_flights: Flights::new(tracker),
             blob_probes: Flights::new(tracker),
+            proofs: Flights::new(tracker),
             listing_flights: Flights::new(tracker),
             immutable,
             policy: ArcSwap::from_pointee(parts.policy),

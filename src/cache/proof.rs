@@ -5,35 +5,33 @@
 //! |---|---|
 //! | younger than 15 minutes | it counts |
 //! | older | it counts, and the upstream is asked again behind the answer |
-//! | older than an hour | the answer waits for that |
+//! | older than an hour | the answer waits for that, a few seconds |
 //! | older than `tags.stale_for`, and the upstream cannot say | it counts no more |
 //!
-//! It takes one HEAD for a digest in a repository, however many come. A no takes the link away. An
-//! upstream that cannot say is believed as long as it is for tags: a cluster whose registry is down
-//! goes on starting. Three things are never asked again: what everybody may read, what an operator
-//! has pinned, warmed or imported, and anything when we are offline.
+//! It takes one HEAD of each replica for a digest in a repository, however many come. A no takes the
+//! link away. An upstream that cannot say is believed as long as it is for tags: a cluster whose
+//! registry is down goes on starting. Three things are never asked again: what everybody may read,
+//! what an operator has pinned, warmed or imported here, and anything when we are offline.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-
-use super::accept::Accept;
+use super::accept::with_all_types;
 use super::access::Access;
-use super::clock::age;
+use super::clock::{age, now};
 use super::error::Kind;
-use super::flight::landed;
+use super::flight::{Flight, landed};
 use super::tag::PATIENCE;
 use super::{Cache, CacheError};
 use crate::oci::{Digest, Reference, Repository};
 use crate::store::Link;
-use crate::upstream::Upstream;
+use crate::store::tags::CLOCKS_DIFFER;
+use crate::upstream::{Upstream, UpstreamError, UpstreamErrorKind};
 
 /// How long a yes counts.
 const FRESH: Duration = Duration::from_mins(15);
 /// How old it may be for an answer that does not wait.
-const NEAR: Duration = Duration::from_hours(1);
+pub(super) const NEAR: Duration = Duration::from_hours(1);
 
 impl Cache {
     /// The link of a digest in this repository, if there is one and it counts. Cancel-safe: a
@@ -45,7 +43,6 @@ impl Cache {
         self: &Arc<Self>,
         access: &Access,
         digest: &Digest,
-        kind: Kind,
     ) -> Result<Option<Link>, CacheError> {
         let repository = access.repository();
         let Some(link) = self.store.link(repository, digest).await else {
@@ -54,26 +51,34 @@ impl Cache {
         if !access.is_private() || self.offline {
             return Ok(Some(link));
         }
-        let age = age(link.proved);
+        let age = age_of(&link);
         if age < FRESH || self.store.disk.pins().keeps(repository, digest) {
             return Ok(Some(link));
         }
         let believed = age < self.config.stale_for.max(NEAR);
         let answer = match access.ask(CacheError::Offline { listing: false }) {
-            Ok(upstream) if believed && self.wants_rest(upstream, repository) => {
+            // Better not asked where there is another answer.
+            Ok(upstream)
+                if believed
+                    && (upstream.must_spare() || self.recent.is_down(&repository.registry)) =>
+            {
                 return Ok(Some(link));
             }
-            Ok(upstream) => Ok(self.ask_again(upstream, repository, digest, kind)),
+            Ok(upstream) => Ok(self.prove_again(upstream, repository, digest, &link)),
             Err(limit) => Err(limit),
         };
         if age < NEAR {
             return Ok(Some(link));
         }
         let said = match answer {
-            Ok(answer) => {
+            Ok(answer) if believed => {
                 let waited = tokio::time::timeout(PATIENCE, answer).await;
-                waited.unwrap_or_else(|_| Err(CacheError::TooSlow(repository.registry.to_string())))
+                waited.map_or_else(
+                    |_| Err(CacheError::TooSlow(repository.registry.to_string())),
+                    landed,
+                )
             }
+            Ok(answer) => landed(answer.await),
             Err(limit) => Err(limit),
         };
         match said {
@@ -85,41 +90,80 @@ impl Cache {
         }
     }
 
-    /// Whether an upstream is better not asked where there is another answer.
-    fn wants_rest(&self, upstream: &Upstream, repository: &Repository) -> bool {
-        upstream.must_spare() || self.recent.is_down(&repository.registry)
-    }
-
     /// The question is on its way when this returns, whoever waits for the answer.
-    fn ask_again(
+    fn prove_again(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         repository: &Repository,
         digest: &Digest,
-        kind: Kind,
-    ) -> BoxFuture<'static, Result<(), CacheError>> {
-        if kind == Kind::Blob {
-            let probe = self.start_probe(upstream, repository, digest);
-            return probe.map(|probed| landed(probed).map(drop)).boxed();
-        }
-        let any = Accept::everything();
-        let (fetch, _) = self.start_fetch(upstream, repository, digest, &any);
-        fetch.map(|fetched| landed(fetched).map(drop)).boxed()
+        link: &Link,
+    ) -> Flight<Result<(), CacheError>> {
+        let key = (repository.clone(), *digest);
+        let (proof, _) = self.proofs.start(&key, || {
+            let (cache, upstream, link) = (Arc::clone(self), Arc::clone(upstream), link.clone());
+            let (repository, digest) = key.clone();
+            async move {
+                let Err(error) = ask(&upstream, &repository, &digest, &link).await else {
+                    cache.store.add_link(&repository, &digest, None).await;
+                    return Ok(());
+                };
+                let error = CacheError::from_upstream(error, kind(&link));
+                let reference = Reference::Digest(digest);
+                cache.recent.note(&repository, &reference, &error);
+                cache.heard(&repository, &digest, &error).await;
+                Err(error)
+            }
+        });
+        proof
     }
 
-    /// The upstream was asked whether a repository has a digest, and did not say yes. Remembers what
-    /// that means for those who come next; a no is the end of a link.
-    pub(super) async fn not_proved(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        error: CacheError,
-    ) -> CacheError {
-        if !error.leaves_stale() && !self.store.disk.pins().keeps(repository, digest) {
+    /// The upstream was asked for this digest, or for a tag that pointed to it: where it is granted
+    /// to certain clients, a no ends the link.
+    pub(super) async fn heard(&self, repository: &Repository, digest: &Digest, error: &CacheError) {
+        if !error.leaves_stale()
+            && self.grants.load().cover(&repository.registry)
+            && !self.store.disk.pins().keeps(repository, digest)
+        {
             self.store.unlink(repository, digest).await;
         }
-        self.recent
-            .note(repository, &Reference::Digest(*digest), &error);
-        error
     }
+}
+
+/// Whether the upstream still has it there.
+async fn ask(
+    upstream: &Upstream,
+    repository: &Repository,
+    digest: &Digest,
+    link: &Link,
+) -> Result<(), UpstreamError> {
+    let name = &repository.name;
+    if let Some(media_type) = &link.media_type {
+        let accept = with_all_types(&[media_type.as_str().to_owned()]);
+        let reference = Reference::Digest(*digest);
+        let probe = upstream.probe_manifest(name, &reference, &accept);
+        return probe.await.map(drop);
+    }
+    match upstream.probe_blob(name, digest).await {
+        // Some registries say so to every HEAD of a blob, and send it all the same.
+        Err(error) if matches!(error.kind, UpstreamErrorKind::NotFound) => {
+            upstream.blob(name, digest, Some(0..1)).await.map(drop)
+        }
+        probe => probe.map(drop),
+    }
+}
+
+/// Which of the two the link was made for: an upstream knows each by its own path only.
+fn kind(link: &Link) -> Kind {
+    match link.media_type {
+        Some(_) => Kind::Manifest,
+        None => Kind::Blob,
+    }
+}
+
+/// A time in the future is no reason to believe: a clock was wrong.
+fn age_of(link: &Link) -> Duration {
+    if link.proved > now().saturating_add(CLOCKS_DIFFER) {
+        return NEAR;
+    }
+    age(link.proved)
 }

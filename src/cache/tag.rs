@@ -17,6 +17,7 @@ use super::access::Access;
 use super::clock::{age, now};
 use super::error::Kind;
 use super::manifest::{Fetched, ManifestAnswer, parse, settle};
+use super::proof::NEAR;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Manifest, Reference, Repository, Tag};
 use crate::policy::Hit;
@@ -82,12 +83,7 @@ impl Cache {
         {
             return Err(CacheError::ManifestUnknown);
         }
-        let stale = match &known {
-            Some(entry) if age(entry.last_seen) < self.config.stale_for => {
-                self.load(&entry.digest, &entry.media_type).await?
-            }
-            _ => None,
-        };
+        let stale = self.when_stale(access, known.as_ref()).await?;
         let upstream = match (access.ask(offline(tag)), &stale) {
             (Ok(_), Some(manifest)) if self.recent.is_down(&repository.registry) => {
                 return Ok(self.stale(manifest, Stale::Down));
@@ -144,13 +140,13 @@ impl Cache {
         known: Option<&TagEntry>,
     ) -> Result<Option<ManifestAnswer>, CacheError> {
         let Some(entry) = known else { return Ok(None) };
-        if !self.offline && !self.is_fresh(entry) {
+        if !self.offline && !self.is_fresh(access, entry) {
             if !self.is_immutable(access.repository(), tag) {
                 return Ok(None);
             }
             // It points there for ever; whether that may be read is another question.
-            let (digest, kind) = (&entry.digest, Kind::Manifest);
-            if access.is_private() && self.linked(access, digest, kind).await?.is_none() {
+            let linked = async || matches!(self.linked(access, &entry.digest).await, Ok(Some(_)));
+            if access.is_private() && !linked().await {
                 return Ok(None);
             }
         }
@@ -173,9 +169,30 @@ impl Cache {
     }
 
     /// A time in the future is no reason to believe: a clock was wrong, here or elsewhere.
-    fn is_fresh(&self, entry: &TagEntry) -> bool {
-        entry.last_seen <= now().saturating_add(CLOCKS_DIFFER)
-            && age(entry.last_seen) < self.config.fresh_for
+    fn is_fresh(&self, access: &Access, entry: &TagEntry) -> bool {
+        let most = if access.is_private() {
+            NEAR
+        } else {
+            Duration::MAX
+        };
+        let fresh_for = self.config.fresh_for.min(most);
+        entry.last_seen <= now().saturating_add(CLOCKS_DIFFER) && age(entry.last_seen) < fresh_for
+    }
+
+    /// What may be served though the upstream does not confirm it. What a no has ended is none.
+    async fn when_stale(
+        self: &Arc<Self>,
+        access: &Access,
+        known: Option<&TagEntry>,
+    ) -> Result<Option<Arc<Manifest>>, CacheError> {
+        let Some(entry) = known.filter(|entry| age(entry.last_seen) < self.config.stale_for) else {
+            return Ok(None);
+        };
+        let repository = access.repository();
+        if access.is_private() && self.store.link(repository, &entry.digest).await.is_none() {
+            return Ok(None);
+        }
+        self.load(&entry.digest, &entry.media_type).await
     }
 
     /// Asks the upstream what a tag points to, and keeps the answer.
@@ -219,7 +236,11 @@ impl Cache {
                 Ok(_) => {}
                 // A registry that cannot HEAD.
                 Err(error) if matches!(error.kind, UpstreamErrorKind::Invalid(_)) => {}
-                Err(error) => return Err(self.manifest_failed(repository, &reference, error)),
+                Err(error) => {
+                    let error = self.manifest_failed(repository, &reference, error);
+                    self.heard(repository, &entry.digest, &error).await;
+                    return Err(error);
+                }
             }
         }
         let fetched = upstream
@@ -239,7 +260,7 @@ impl Cache {
     }
 
     /// Remembers what a failure means for those who come next.
-    fn manifest_failed(
+    pub(super) fn manifest_failed(
         &self,
         repository: &Repository,
         reference: &Reference,

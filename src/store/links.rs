@@ -72,8 +72,8 @@ struct Known {
     pairs: usize,
     unwritten_links: String,
     unwritten_led: String,
-    /// Most of the file's lines are out of date: write it anew.
-    wasteful: bool,
+    /// Lines of the file of links, with those that are still to be written.
+    lines: usize,
 }
 
 // === impl Links ===
@@ -249,6 +249,7 @@ impl Known {
                 || !(0..REWRITE_AGE).contains(&now.saturating_sub(before.proved))
         });
         if worth_writing {
+            self.lines += 1;
             write_link(&mut self.unwritten_links, digest, &link);
             self.links.insert(*digest, link);
         }
@@ -258,6 +259,7 @@ impl Known {
     fn remove_link(&mut self, digest: &Digest, now: i64) -> bool {
         let removed = self.links.remove(digest).is_some();
         if removed {
+            self.lines += 1;
             // Writing to a String cannot fail.
             let _ = writeln!(self.unwritten_links, "{digest} {GONE} {now}");
         }
@@ -385,7 +387,7 @@ impl Kept for Known {
                 faults.note(&StoreError::Io { what, source });
             }
         }
-        known.wasteful = links.is_ok_and(|lines| lines > 2 * known.links.len() + 100);
+        known.lines = links.unwrap_or_default();
         // A clock that was wrong must not make a proof last longer.
         let now = unix_now();
         for link in known.links.values_mut() {
@@ -398,7 +400,9 @@ impl Kept for Known {
         let links = std::mem::take(&mut self.unwritten_links);
         let led = std::mem::take(&mut self.unwritten_led);
         let mut changes = Vec::new();
-        if std::mem::take(&mut self.wasteful) {
+        // Most of the file is out of date.
+        if self.lines > 2 * self.links.len() + 100 {
+            self.lines = self.links.len();
             let mut all = String::new();
             for (digest, link) in &self.links {
                 write_link(&mut all, digest, link);

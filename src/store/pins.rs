@@ -76,8 +76,8 @@ pub struct Pins {
     layout: Layout,
     faults: Arc<Faults>,
     named: Mutex<Named>,
-    /// The closures of all images.
-    closures: ArcSwap<HashSet<Digest>>,
+    /// The closures of all images, and the repositories of these.
+    closures: ArcSwap<HashMap<Digest, Vec<Arc<str>>>>,
     patterns: ArcSwap<Vec<(Arc<str>, Pattern)>>,
     matched: Mutex<Matched>,
 }
@@ -141,8 +141,16 @@ impl Pins {
 
     /// Puts into force what `named` says.
     fn publish(&self, named: &Named) {
-        let closures = named.images.values().flat_map(|pin| &pin.closure);
-        let closures: HashSet<Digest> = closures.map(|blob| blob.digest).collect();
+        let mut closures: HashMap<Digest, Vec<Arc<str>>> = HashMap::new();
+        for pin in named.images.values() {
+            let repository: Arc<str> = repository_of(&pin.image).into();
+            for blob in &pin.closure {
+                let repositories = closures.entry(blob.digest).or_default();
+                if !repositories.contains(&repository) {
+                    repositories.push(Arc::clone(&repository));
+                }
+            }
+        }
         self.closures.store(Arc::new(closures));
         let compile = |text: &String| match Pattern::parse(text) {
             Ok(pattern) => Some((Arc::from(text.as_str()), pattern)),
@@ -158,7 +166,7 @@ impl Pins {
     /// Whether and how firmly a blob is pinned by itself; what a pinned manifest refers to is not
     /// looked for here.
     pub(super) fn strength(&self, digest: &Digest) -> Option<Strength> {
-        if self.closures.load().contains(digest) {
+        if self.closures.load().contains_key(digest) {
             Some(Strength::Image)
         } else if self.has_patterns() && lock(&self.matched).all.contains_key(digest) {
             Some(Strength::Pattern)
@@ -179,24 +187,15 @@ impl Pins {
             .collect()
     }
 
-    /// Whether an image of this repository is pinned and has the digest.
+    /// Whether an image of this repository is pinned and has the digest. Takes no lock.
     #[must_use]
     pub fn keeps(&self, repository: &Repository, digest: &Digest) -> bool {
-        if !self.closures.load().contains(digest) {
+        let closures = self.closures.load();
+        let Some(repositories) = closures.get(digest) else {
             return false;
-        }
-        let name = repository.to_string();
-        let of_it = |image: &str| {
-            let version = image.strip_prefix(&name);
-            version.is_some_and(|version| version.starts_with([':', '@']))
         };
-        let has = |pin: &ImagePin| pin.closure.iter().any(|blob| blob.digest == *digest);
-        // In order of their names, so that the repository's are near each other.
-        lock(&self.named)
-            .images
-            .range(name.clone()..)
-            .take_while(|(image, _)| image.starts_with(&name))
-            .any(|(image, pin)| of_it(image) && has(pin))
+        let name = repository.to_string();
+        repositories.iter().any(|kept| **kept == *name)
     }
 
     /// A pattern that matches a link or a tag of this digest.
@@ -366,6 +365,13 @@ impl Scan {
             self.found.insert(digest, pattern);
         }
     }
+}
+
+/// Of an image's canonical name.
+fn repository_of(image: &str) -> &str {
+    let path = image.split('@').next().unwrap_or_default();
+    let version = path.rfind(':').filter(|at| path.rfind('/') < Some(*at));
+    version.map_or(path, |at| &path[..at])
 }
 
 /// The first pattern that hits as well as `least`: `Unsure` is content with a name that matches.

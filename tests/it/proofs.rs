@@ -199,6 +199,55 @@ fn what_the_upstream_takes_back_is_served_no_more() {
     }
 }
 
+/// Nor is it served stale.
+#[test]
+fn a_no_counts_when_the_upstream_is_down_afterwards() {
+    let mut scene = Scene::after(61);
+    let no = Fault::Answer(403, Vec::new(), Vec::new());
+    scene.upstream.always("demo/app", no);
+    for path in scene.paths() {
+        scene.proxy.get(&path).assert_error(403, "DENIED");
+    }
+    scene.upstream.stop();
+    for path in scene.paths() {
+        let refused = scene.proxy.get(&path);
+        assert!(refused.status >= 500, "{path}: {}", refused.status);
+    }
+}
+
+/// Upstreams know manifests and blobs by different paths, and answer 404 at the other one.
+#[test]
+fn a_question_of_the_wrong_kind_ends_nothing() {
+    for change in [granted, |setup| setup] {
+        let mut scene = Scene::with(61, change, |_| ());
+        let other = |path: &str, from: &str, to: &str| path.replace(from, to);
+        let wrong = [
+            other(&scene.layer(), "/blobs/", "/manifests/"),
+            other(&scene.manifest(), "/manifests/", "/blobs/"),
+        ];
+        for path in wrong {
+            scene.proxy.head(&path);
+        }
+        scene.upstream.stop();
+        scene.assert_served();
+    }
+}
+
+#[test]
+fn a_registry_may_have_no_head_for_blobs() {
+    let scene = Scene::after(61);
+    let no_such_blob = br#"{"errors": [{"code": "BLOB_UNKNOWN"}]}"#;
+    let no_head = Fault::AnswerHead(404, no_such_blob.to_vec());
+    scene.upstream.always("/blobs/", no_head);
+    let sent = scene.upstream.sent("/blobs/");
+    scene.assert_served();
+    assert_eq!(
+        scene.upstream.sent("/blobs/"),
+        sent + 1,
+        "one byte shows it"
+    );
+}
+
 #[test]
 fn an_upstream_that_cannot_say_is_believed_as_long_as_for_tags() {
     let mut scene = Scene::after(23 * 60);
@@ -208,7 +257,7 @@ fn an_upstream_that_cannot_say_is_believed_as_long_as_for_tags() {
 
     let mut scene = Scene::after(25 * 60);
     scene.upstream.stop();
-    for path in scene.paths() {
+    for path in [scene.manifest(), scene.layer()] {
         let refused = scene.proxy.get(&path);
         assert!(refused.status >= 500, "{path}: {}", refused.status);
     }

@@ -92,6 +92,24 @@ async fn a_file_of_old_lines_is_written_anew() {
     assert_eq!(dir.links().digests(&here).await.len(), 2);
 }
 
+/// A proof that is renewed is a line each time.
+#[test]
+fn renewed_proofs_do_not_make_a_file_grow_for_ever() {
+    let (dir, here) = (Dir::new(), repository("registry.example/demo/app"));
+    let (mut known, mut lines) = (Known::default(), 0);
+    for round in 0..1000 {
+        known.add_link(&digest(1), None, round * REWRITE_AGE);
+        for change in known.take_changes(&dir.layout(), &here) {
+            match change {
+                Change::Append(_, text) => lines += text.lines().count(),
+                Change::Replace(_, bytes) => lines = bytes.split(|byte| *byte == b'\n').count(),
+                Change::Remove(path) => panic!("{path:?} goes"),
+            }
+        }
+        assert!(lines < 200, "{lines} lines of one link");
+    }
+}
+
 #[tokio::test]
 async fn a_layer_is_led_by_every_tag_above_it() {
     let dir = Dir::new();

@@ -90,6 +90,8 @@ pub enum Fault {
     Header(&'static str, String),
     /// This instead of the document.
     Answer(u16, Vec<(&'static str, String)>, Vec<u8>),
+    /// The same, but only to HEAD.
+    AnswerHead(u16, Vec<u8>),
     /// 307 to this origin, same path.
     Redirect(String),
 }

@@ -79,6 +79,10 @@ fn answer(
     let mut headers: Vec<(&str, String)> = Vec::new();
     let instead = script.faults.iter().find_map(|fault| match fault {
         Fault::Answer(status, headers, body) => Some((*status, headers.clone(), body.as_slice())),
+        Fault::AnswerHead(status, body) if request.method == "HEAD" => {
+            let json = vec![("Content-Type", "application/json".to_owned())];
+            Some((*status, json, body.as_slice()))
+        }
         Fault::Redirect(origin) => {
             let location = format!("{origin}{}", request.path);
             Some((307, vec![("Location", location)], &b""[..]))
