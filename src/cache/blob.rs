@@ -173,12 +173,9 @@ impl Cache {
             }
         };
         let size = opened.map_err(|error| self.blob_failed(repository, digest, error.into()))?;
-        // A download that runs says what the upstream said when it began.
-        if !linked && access.is_private() && outcome == Outcome::Collapsed {
-            self.prove(access, digest).await?;
-            linked = true;
-        }
-        if !linked {
+        // A download that runs says what the upstream said when it began, to whoever began it.
+        let heard_now = outcome == Outcome::Miss || !access.is_private();
+        if !linked && heard_now {
             self.store.add_link(repository, digest, None).await;
         }
         Ok(BlobAnswer {

@@ -27,7 +27,7 @@ use futures_util::stream::{self, BoxStream};
 use moka::sync::Cache as Memory;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use url::Url;
@@ -41,6 +41,7 @@ use crate::store::{Claim, Claims, Disk, Shared, SharedError};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{NearLabels, NearSource, PublishLabels};
 use crate::upstream::{Peers, UpstreamErrorKind};
+use passing::Passing;
 
 /// How long a pull waits before it goes to the upstream.
 const ASK: Duration = Duration::from_millis(250);
@@ -72,8 +73,7 @@ pub struct Nearby {
     unreachable: Memory<String, ()>,
     received: Counter,
     published: Family<PublishLabels, Counter>,
-    /// Turns for blobs that are kept in passing.
-    passing: Arc<Semaphore>,
+    passing: Arc<Passing>,
     tracker: TaskTracker,
 }
 
@@ -175,7 +175,7 @@ impl Nearby {
                 .get_or_create(&NearLabels { source })
                 .clone(),
             published: metrics.shared_published.clone(),
-            passing: Arc::new(Semaphore::new(passing::MOST)),
+            passing: Arc::default(),
             tracker: tracker.clone(),
         }
     }
@@ -350,7 +350,11 @@ impl Vigil for Holding {
         if self.look_again && matches!(self.nearby.shared.stat(&self.digest).await, Ok(Some(_))) {
             return None;
         }
-        self.claim.lost().await;
+        // What slid by here may be there soon.
+        tokio::select! {
+            () = self.claim.lost() => {}
+            () = self.nearby.passing.ended(&self.digest) => {}
+        }
         None
     }
 
@@ -369,7 +373,8 @@ impl Vigil for Holding {
 #[async_trait]
 impl Vigil for Alone {
     async fn outdated(self: Arc<Self>) -> Option<Nearest> {
-        std::future::pending().await
+        self.nearby.passing.ended(&self.digest).await;
+        None
     }
 
     fn passing(self: Arc<Self>, reader: Reader) {

@@ -56,28 +56,23 @@ impl Cache {
             return Ok(Some(link));
         }
         let believed = age < self.config.stale_for.max(NEAR);
-        let answer = match access.ask(CacheError::Offline { listing: false }) {
-            // Better not asked where there is another answer.
-            Ok(upstream)
-                if believed
-                    && (upstream.must_spare() || self.recent.is_down(&repository.registry)) =>
-            {
-                return Ok(Some(link));
-            }
-            Ok(upstream) => Ok(self.prove_again(upstream, repository, digest, &link)),
-            Err(limit) => Err(limit),
+        let asked = access.ask(CacheError::Offline { listing: false });
+        // Better left alone where there is another answer.
+        let rests = |upstream: &&Arc<Upstream>| {
+            upstream.must_spare() || self.recent.is_down(&repository.registry)
         };
+        if believed && asked.as_ref().is_ok_and(rests) {
+            return Ok(Some(link));
+        }
+        let answer = asked.map(|upstream| self.prove_again(upstream, repository, digest, &link));
         if age < NEAR {
             return Ok(Some(link));
         }
         let said = match answer {
-            Ok(answer) if believed => {
-                let waited = tokio::time::timeout(PATIENCE, answer).await;
-                waited.map_or_else(
-                    |_| Err(CacheError::TooSlow(repository.registry.to_string())),
-                    landed,
-                )
-            }
+            Ok(answer) if believed => match tokio::time::timeout(PATIENCE, answer).await {
+                Ok(said) => landed(said),
+                Err(_) => Err(CacheError::TooSlow(repository.registry.to_string())),
+            },
             Ok(answer) => landed(answer.await),
             Err(limit) => Err(limit),
         };

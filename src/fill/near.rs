@@ -51,8 +51,9 @@ pub trait Vigil: fmt::Debug + Send + Sync + 'static {
     fn committed(self: Arc<Self>) {}
 
     /// The local disk keeps nothing of it: whoever may keep it elsewhere can read it here, while it
-    /// passes. Nobody waits for `reader`, which fails when it is too slow; it ends without an error
-    /// only when the whole blob is verified.
+    /// passes. Nobody waits for `reader`, which fails when it is too slow, but a piece that it gave
+    /// is kept until it is dropped: read it at once. The reader ends without an error only when the
+    /// whole blob is verified.
     fn passing(self: Arc<Self>, _reader: Reader) {}
 }
 

@@ -331,6 +331,8 @@ pub enum PublishResult {
     Failed,
     /// Too much was waiting.
     Dropped,
+    /// It went by, was kept nowhere here, and did not get there.
+    Missed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]

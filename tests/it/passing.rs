@@ -11,12 +11,15 @@ use crate::support::upstream::{Fault, Upstream};
 use crate::support::{MIB, at, eventually};
 
 const SMALL: &str = "max_size = \"16MiB\"";
-const SIZE: usize = 100 * MIB;
-/// Bytes a second: any store keeps up with that.
+/// With the parts that are under way this fits into a slide's window, so that any store keeps up.
+const SIZE: usize = 80 * MIB;
+/// And this does not.
+const LARGER: usize = 120 * MIB;
+/// Bytes a second that a store takes, too.
 const RATE: u64 = 25 << 20;
 
-fn layer(upstream: &Upstream) -> (Vec<u8>, Digest, String) {
-    let bytes = random(SIZE);
+fn layer(upstream: &Upstream, size: usize) -> (Vec<u8>, Digest, String) {
+    let bytes = random(size);
     let digest = upstream.blob("demo/app", bytes.clone());
     (bytes, digest, at(&format!("demo/app/blobs/{digest}")))
 }
@@ -45,7 +48,7 @@ fn a_layer_larger_than_any_disk_is_fetched_once_for_all_replicas() {
     let mut upstream = Upstream::start();
     upstream.rate(RATE);
     let fleet = Fleet::start_with(SMALL, 2, &upstream, azurite());
-    let (bytes, digest, path) = layer(&upstream);
+    let (bytes, digest, path) = layer(&upstream, SIZE);
     fleet.replicas[0].get(&path).assert_whole(&bytes);
     let container = fleet.container();
     eventually("it is kept", || is_kept(&container, &digest));
@@ -64,7 +67,7 @@ fn it_is_kept_where_nobody_could_follow() {
     let upstream = Upstream::start();
     upstream.rate(RATE);
     let (proxy, container) = alone(&upstream, azurite());
-    let (bytes, digest, path) = layer(&upstream);
+    let (bytes, digest, path) = layer(&upstream, SIZE);
     proxy.get(&path).assert_whole(&bytes);
     eventually("it is kept", || is_kept(&container, &digest));
     proxy.get(&path).assert_whole(&bytes);
@@ -76,7 +79,7 @@ fn no_pull_waits_for_a_store_that_does_not_take_it() {
     let azurite = Azurite::own();
     let upstream = Upstream::start();
     let (proxy, container) = alone(&upstream, &azurite);
-    let (bytes, digest, path) = layer(&upstream);
+    let (bytes, digest, path) = layer(&upstream, LARGER);
     let gate = upstream.hold(digest, 20 * MIB as u64);
     std::thread::scope(|scope| {
         let pull = scope.spawn(|| proxy.get(&path));
@@ -102,7 +105,7 @@ fn what_does_not_hash_is_not_kept() {
     let upstream = Upstream::start();
     upstream.rate(RATE);
     let (proxy, container) = alone(&upstream, azurite());
-    let (bytes, digest, path) = layer(&upstream);
+    let (bytes, digest, path) = layer(&upstream, SIZE);
     upstream.once(digest, Fault::FlipBit(50 * MIB as u64));
     let broken = proxy.open(&path).finish();
     assert!(broken.body.len() < bytes.len(), "its end went out");

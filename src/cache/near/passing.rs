@@ -4,9 +4,10 @@
 //! it from its upstream at every pull. Its pull does not wait for this. Where the shared store is
 //! slower than the clients the upload ends, and the next pull tries again.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use super::Nearby;
 use crate::fill::{FillError, Reader};
@@ -16,9 +17,21 @@ use crate::store::object::Parts;
 use crate::telemetry::metrics::{PublishLabels, PublishResult, SharedKind};
 
 /// Blobs that are kept in passing at once.
-pub(super) const MOST: usize = 4;
-/// Parts of each on their way at once. With the one being filled that is 24 MiB of memory a blob.
+const MOST: usize = 4;
+/// Parts of each on their way at once. With what is read meanwhile that is 25 MiB of memory a blob.
 const AT_ONCE: usize = 2;
+
+/// What is being kept, and until when.
+#[derive(Debug, Default)]
+pub(super) struct Passing {
+    running: Mutex<HashMap<Digest, CancellationToken>>,
+}
+
+/// A blob is being kept as long as this lives.
+struct Turn {
+    passing: Arc<Passing>,
+    digest: Digest,
+}
 
 /// Why a blob did not get there.
 #[derive(Debug, thiserror::Error)]
@@ -29,32 +42,72 @@ enum NotKept {
     Shared(#[from] SharedError),
 }
 
+// === impl Passing ===
+
+impl Passing {
+    /// None: it is being kept already, or too many are.
+    fn begin(self: &Arc<Self>, digest: Digest) -> Option<Turn> {
+        let mut running = self.running();
+        if running.len() >= MOST || running.contains_key(&digest) {
+            return None;
+        }
+        running.insert(digest, CancellationToken::new());
+        let passing = Arc::clone(self);
+        Some(Turn { passing, digest })
+    }
+
+    /// Resolves when nobody keeps the digest any more, if somebody does; else never.
+    pub(super) async fn ended(&self, digest: &Digest) {
+        let token = self.running().get(digest).cloned();
+        match token {
+            Some(token) => token.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Digest, CancellationToken>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(token) = self.passing.running().remove(&self.digest) {
+            token.cancel();
+        }
+    }
+}
+
+// === impl Nearby ===
+
 impl Nearby {
     /// Uploads what `reader` has, which ends well only where all of it is verified. `claim` is held
     /// until that is done, so that others come here, and then to the shared store.
     pub(super) fn keep_passing<C: Send + 'static>(&self, digest: Digest, reader: Reader, claim: C) {
-        let Ok(permit) = Arc::clone(&self.passing).try_acquire_owned() else {
+        let Some(turn) = self.passing.begin(digest) else {
             return;
         };
         let nearby = self.clone();
-        let keep = async move { nearby.keep(digest, reader, (permit, claim)).await };
-        self.tracker.spawn(keep);
+        self.tracker.spawn(async move {
+            nearby.keep(&digest, reader).await;
+            drop((turn, claim));
+        });
     }
 
-    async fn keep<C>(&self, digest: Digest, reader: Reader, held: (OwnedSemaphorePermit, C)) {
-        let (kind, result) = match self.upload(&digest, reader).await {
+    async fn keep(&self, digest: &Digest, reader: Reader) {
+        let result = match self.upload(digest, reader).await {
             Ok(()) => {
                 tracing::info!(%digest, "kept in the shared store, in passing");
-                (SharedKind::Blob, PublishResult::Done)
+                PublishResult::Done
             }
             Err(error) => {
                 tracing::info!(%digest, %error, "not kept in the shared store");
-                (SharedKind::Blob, PublishResult::Gone)
+                PublishResult::Missed
             }
         };
+        let kind = SharedKind::Blob;
         let labels = PublishLabels { kind, result };
         self.published.get_or_create(&labels).inc();
-        drop(held);
     }
 
     async fn upload(&self, digest: &Digest, reader: Reader) -> Result<(), NotKept> {
@@ -70,9 +123,15 @@ impl Nearby {
 async fn copy(mut reader: Reader, parts: &mut Parts<'_>) -> Result<(), NotKept> {
     while let Some(piece) = reader.next().await {
         let piece = piece?;
-        parts.write(piece.file(), piece.range()).await?;
+        parts.read(piece.file(), piece.range()).await?;
+        // The slide keeps a piece as long as somebody has it.
+        drop(piece);
+        parts.send().await?;
     }
     // The fill's memory goes before the store's last word.
     drop(reader);
     Ok(parts.complete().await?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ fn digest() -> Digest {
 }
 
 /// A replica over `objects`, with what it counts.
-fn replica(objects: &Objects, name: &str) -> Nearby {
+pub(super) fn replica(objects: &Objects, name: &str) -> Nearby {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let (metrics, tracker) = (Arc::new(Metrics::default()), TaskTracker::new());
     let shared = Arc::new(Shared::new(Arc::clone(objects), None, ""));

@@ -98,3 +98,35 @@ fn it_ends_with_the_last_client() {
     let (_, passed) = scenes::paused().block_on(scene);
     assert!(passed.is_err(), "a client left, and the download went on");
 }
+
+/// All of nothing is here at once, and the hash has yet to say that it is the wrong nothing.
+#[test]
+fn nothing_is_not_taken_for_the_blob() {
+    let case = scenes::plain_case(0, Vec::new());
+    let (dir, empty) = (tempfile::tempdir().unwrap(), Bytes::new());
+    scenes::paused().block_on(async {
+        let upstream = Stop {
+            source: None,
+            outdated_after: None,
+        };
+        let near = Arc::new(FakeNear::new([upstream], &case));
+        let process = Process::start(dir.path(), &case, Some(&near));
+        let spools = dir.path().join("v1/spool");
+        std::fs::remove_dir_all(&spools).unwrap();
+        std::fs::write(&spools, "no room").unwrap();
+        let source = Arc::new(Fake::new("source".into(), Manner::NoRanges, &empty, &case));
+        let source = source as Arc<dyn Source>;
+        let digest = Digest::sha256(b"something");
+        let joined = process
+            .fills
+            .join_or_start(&digest, &source, true, Some(0))
+            .unwrap();
+        let Join::Started(mut joined) = joined else {
+            panic!("nothing was running");
+        };
+        let failed = joined.opened().await.unwrap_err();
+        assert!(matches!(failed, FillError::WrongBytes { .. }), "{failed}");
+        let passed = near.passed().await;
+        assert!(matches!(passed[..], [Err(_)]), "{passed:?}");
+    });
+}

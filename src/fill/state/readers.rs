@@ -115,7 +115,9 @@ impl State {
             return Found::TooLate;
         }
         if position >= reader.end.min(self.total.unwrap_or(u64::MAX)) {
-            return Found::End;
+            // Others are answered when something is verified; who reads along hears nothing but this.
+            let may_end = self.verified || !reader.unwaited;
+            return if may_end { Found::End } else { Found::Nothing };
         }
         let source = reader.source.map(|at| &self.sources[at]);
         if let Some(error) = source.and_then(|source| source.gone.as_ref()) {

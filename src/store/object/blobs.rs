@@ -109,7 +109,7 @@ impl Shared {
         size: u64,
     ) -> Result<(), SharedError> {
         let path = self.keys.blob(digest);
-        if size <= PART {
+        if size <= PART as u64 {
             let bytes = read(file, 0..size, Vec::new()).await?;
             return self
                 .put(&path, bytes.into(), PutMode::Create)
@@ -118,7 +118,13 @@ impl Shared {
         }
         let mut parts = self.begin(digest, PARTS).await?;
         let uploaded = async {
-            parts.write(file, 0..size).await?;
+            let mut start = 0;
+            while start < size {
+                let end = size.min(start + PART as u64);
+                parts.read(file, start..end).await?;
+                parts.send().await?;
+                start = end;
+            }
             parts.complete().await
         };
         let Err(error) = uploaded.await else {

@@ -18,7 +18,7 @@ use crate::oci::Digest;
 /// One part: 8 MiB in a minute is a store that does not get on.
 const PART_TIME: Duration = Duration::from_secs(60);
 /// In bytes.
-pub(super) const PART: u64 = 8 * 1024 * 1024;
+pub(super) const PART: usize = 8 * 1024 * 1024;
 
 /// An upload. Nothing is visible before [`Parts::complete`], and what is dropped before that the
 /// store forgets by itself, later.
@@ -27,7 +27,7 @@ pub struct Parts<'a> {
     shared: &'a Shared,
     path: Path,
     upload: Box<dyn MultipartUpload>,
-    /// What is not a whole part yet.
+    /// What is not sent yet.
     part: Vec<u8>,
     running: JoinSet<Result<object_store::Result<()>, Elapsed>>,
     at_once: usize,
@@ -52,25 +52,27 @@ impl Shared {
 }
 
 impl Parts<'_> {
-    /// Adds a range of a file. Waits where as many parts are under way as there may be.
-    pub async fn write(&mut self, file: &Arc<File>, range: Range<u64>) -> Result<(), SharedError> {
-        let mut start = range.start;
-        while start < range.end {
-            let end = range.end.min(start + PART - self.part.len() as u64);
-            let part = std::mem::take(&mut self.part);
-            self.part = read(file, start..end, part).await?;
-            if self.part.len() as u64 == PART {
-                self.send().await?;
-            }
-            start = end;
+    /// Adds a range of a file to what is to be sent next. Waits for the disk alone.
+    pub async fn read(&mut self, file: &Arc<File>, range: Range<u64>) -> Result<(), SharedError> {
+        let part = std::mem::take(&mut self.part);
+        self.part = read(file, range, part).await?;
+        Ok(())
+    }
+
+    /// Sends the parts that are whole. Waits while as many are under way as there may be.
+    pub async fn send(&mut self) -> Result<(), SharedError> {
+        while self.part.len() >= PART {
+            let rest = self.part.split_off(PART);
+            self.send_part(rest).await?;
         }
         Ok(())
     }
 
     /// Makes the blob visible. That its bytes hash is for the caller to know.
     pub async fn complete(&mut self) -> Result<(), SharedError> {
+        self.send().await?;
         if !self.part.is_empty() {
-            self.send().await?;
+            self.send_part(Vec::new()).await?;
         }
         while !self.running.is_empty() {
             self.landed().await?;
@@ -86,11 +88,11 @@ impl Parts<'_> {
         let _ = tokio::time::timeout(HEADER, self.upload.abort()).await;
     }
 
-    async fn send(&mut self) -> Result<(), SharedError> {
+    async fn send_part(&mut self, rest: Vec<u8>) -> Result<(), SharedError> {
         while self.running.len() >= self.at_once {
             self.landed().await?;
         }
-        let bytes = Bytes::from(std::mem::take(&mut self.part));
+        let bytes = Bytes::from(std::mem::replace(&mut self.part, rest));
         let part = self.upload.put_part(PutPayload::from_bytes(bytes));
         self.running.spawn(tokio::time::timeout(PART_TIME, part));
         Ok(())
@@ -109,8 +111,7 @@ impl Parts<'_> {
     }
 }
 
-/// Reads a range behind what `bytes` has, off the async threads. The range is no longer than
-/// [`PART`].
+/// Reads a range behind what `bytes` has, off the async threads. It is to fit into memory.
 pub(super) async fn read(
     file: &Arc<File>,
     range: Range<u64>,

@@ -64,7 +64,7 @@ async fn a_store_that_failed_three_times_is_left_alone_for_five_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn every_call_ends_when_the_store_hangs() {
-    let bytes = vec![7; usize::try_from(2 * PART + 1).unwrap()];
+    let bytes = vec![7; 2 * PART + 1];
     let digest = Digest::sha256(&bytes);
     let file = file(&bytes);
     let size = bytes.len() as u64;
