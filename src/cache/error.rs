@@ -109,6 +109,11 @@ impl CacheError {
 }
 
 impl CacheError {
+    /// Whether that is what an image is missing for.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, CacheError::Offline { listing: false })
+    }
+
     /// Whether the upstream gave no answer of its own: it may give one later.
     pub(super) fn is_outage(&self) -> bool {
         match self {

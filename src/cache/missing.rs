@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
+use super::Cache;
 use super::access::Access;
 use super::clock::now;
 use super::pulls::{Pull, Verdict, Was};
-use super::{Cache, CacheError};
 use crate::oci::{Digest, Reference};
 use crate::policy::{Client, Target};
 
@@ -74,9 +74,4 @@ impl Cache {
                 .note(client, (repository, &parent), verdict, None, now());
         }
     }
-}
-
-/// Whether that is what an image is missing for.
-pub(super) fn is_missing(error: &CacheError) -> bool {
-    matches!(error, CacheError::Offline { listing: false })
 }

@@ -314,7 +314,7 @@ impl Cache {
             .enter(client, repository, Some(&Reference::Digest(*digest)))
             .await?;
         let answer = self.find_blob(client, &access, digest, wanted).await;
-        if answer.as_ref().is_err_and(missing::is_missing) {
+        if answer.as_ref().is_err_and(CacheError::is_missing) {
             self.note_missing_blob(client, &access, digest).await;
         }
         let answer = answer?;

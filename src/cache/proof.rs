@@ -21,7 +21,7 @@ use super::access::Access;
 use super::clock::{age, now};
 use super::error::Kind;
 use super::flight::{Flight, landed};
-use super::tag::PATIENCE;
+use super::recent::PATIENCE;
 use super::{Cache, CacheError};
 use crate::oci::{Digest, Reference, Repository};
 use crate::store::Link;

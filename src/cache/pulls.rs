@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
 use super::clock::now;
-use super::missing::is_missing;
 use super::{Cache, CacheError, ManifestAnswer};
 use crate::oci::{Digest, Reference, Repository};
 use crate::policy::Client;
@@ -105,7 +104,7 @@ impl Cache {
                 (Verdict::new(Was::Refused, rule), None)
             }
             (Err(CacheError::NotServed(_)), _) => (Verdict::new(Was::NotServed, None), None),
-            (Err(error), Some(access)) if is_missing(error) => {
+            (Err(error), Some(access)) if error.is_missing() => {
                 let verdict = Verdict {
                     rewritten_to: access.rewritten_from(asked),
                     ..Verdict::new(Was::Missing, access.rule().cloned())

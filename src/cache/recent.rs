@@ -15,7 +15,9 @@ use crate::upstream::UpstreamErrorKind;
 const MOST_MISSING: u64 = 65_536;
 /// Registries in memory: wildcards make their number open.
 const MOST_REGISTRIES: u64 = 4096;
-/// How long an upstream that did not answer is not waited for where there is a stale answer.
+/// How long a client waits for an upstream where there is a stale answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an upstream that did not answer is not waited for there.
 const DOWN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]

@@ -18,6 +18,7 @@ use super::clock::{age, now};
 use super::error::Kind;
 use super::manifest::{Fetched, ManifestAnswer, parse, settle};
 use super::proof::NEAR;
+use super::recent::PATIENCE;
 use super::{Cache, CacheError, Outcome};
 use crate::oci::{Algorithm, Manifest, Reference, Repository, Tag};
 use crate::policy::Hit;
@@ -25,9 +26,6 @@ use crate::store::tags::CLOCKS_DIFFER;
 use crate::store::{TagEntry, TagRecord, Variant};
 use crate::telemetry::metrics::Stale;
 use crate::upstream::{Upstream, UpstreamError, UpstreamErrorKind};
-
-/// How long a client waits for an upstream to confirm a tag that could be served stale.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One question about a tag. `types` are the client's own, where it cannot take what is current.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
