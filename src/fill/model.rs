@@ -226,15 +226,7 @@ async fn play(case: &Case) {
         .map(|(at, manner)| Arc::new(Fake::new(format!("source{at}"), *manner, &content, case)))
         .collect();
 
-    let legs = case.near.iter().flatten().enumerate();
-    let stops: Vec<Stop> = legs
-        .map(|(at, leg)| Stop {
-            source: leg
-                .manner
-                .map(|manner| Arc::new(Fake::new(format!("near{at}"), manner, &content, case))),
-            outdated_after: leg.outdated_after.map(Duration::from_millis),
-        })
-        .collect();
+    let stops = stops(case, &content);
     let nearby: Vec<Arc<Fake>> = stops
         .iter()
         .filter_map(|stop| stop.source.clone())
@@ -315,6 +307,19 @@ async fn play(case: &Case) {
             );
         }
     }
+}
+
+/// What a case's fills are told who ask who is near.
+fn stops(case: &Case, content: &Bytes) -> Vec<Stop> {
+    let legs = case.near.iter().flatten().enumerate();
+    legs.map(|(at, leg)| {
+        let fake = |manner| Arc::new(Fake::new(format!("near{at}"), manner, content, case));
+        Stop {
+            source: leg.manner.map(fake),
+            outdated_after: leg.outdated_after.map(Duration::from_millis),
+        }
+    })
+    .collect()
 }
 
 /// What the model says about what the clients got and the sources sent.

@@ -3,6 +3,11 @@
 use super::fake::Passed;
 use super::*;
 
+/// There is nobody near.
+const UPSTREAM: Stop = Stop {
+    source: None,
+    outdated_after: None,
+};
 const SIZE: usize = 80 * 1024 * 1024;
 
 /// A slide of a blob larger than its window, the only client of which takes `pace` over each piece
@@ -22,11 +27,7 @@ async fn slide(
         ..scenes::plain_case(SIZE, Vec::new())
     };
     let dir = tempfile::tempdir().unwrap();
-    let upstream = Stop {
-        source: None,
-        outdated_after: None,
-    };
-    let mut near = FakeNear::new([upstream], &case);
+    let mut near = FakeNear::new([UPSTREAM], &case);
     near.pace = along;
     let near = Arc::new(near);
     let process = Process::start(dir.path(), &case, Some(&near));
@@ -105,11 +106,7 @@ fn nothing_is_not_taken_for_the_blob() {
     let case = scenes::plain_case(0, Vec::new());
     let (dir, empty) = (tempfile::tempdir().unwrap(), Bytes::new());
     scenes::paused().block_on(async {
-        let upstream = Stop {
-            source: None,
-            outdated_after: None,
-        };
-        let near = Arc::new(FakeNear::new([upstream], &case));
+        let near = Arc::new(FakeNear::new([UPSTREAM], &case));
         let process = Process::start(dir.path(), &case, Some(&near));
         let spools = dir.path().join("v1/spool");
         std::fs::remove_dir_all(&spools).unwrap();

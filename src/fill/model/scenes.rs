@@ -209,14 +209,7 @@ async fn one_client(case: &Case, proved: bool) -> (u64, Vec<u64>, Vec<u64>, u64)
     let content = content(case.size);
     let digest = Digest::sha256(&content);
     let upstream = Arc::new(Fake::new("up".into(), case.manners[0], &content, case));
-    let legs = case.near.iter().flatten().enumerate();
-    let stops: Vec<Stop> = legs
-        .map(|(at, leg)| Stop {
-            source: (leg.manner)
-                .map(|manner| Arc::new(Fake::new(format!("near{at}"), manner, &content, case))),
-            outdated_after: leg.outdated_after.map(Duration::from_millis),
-        })
-        .collect();
+    let stops = stops(case, &content);
     let nearby: Vec<Arc<Fake>> = stops
         .iter()
         .filter_map(|stop| stop.source.clone())
