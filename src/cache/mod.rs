@@ -76,7 +76,8 @@ pub struct Config {
     /// Inside it a tag, a tag list or referrers cause no upstream request at all.
     #[serde(deserialize_with = "crate::units::duration")]
     pub fresh_for: Duration,
-    /// How old a tag may be served when the upstream fails.
+    /// How old a tag may be served when the upstream fails, and how old the yes to a digest may be
+    /// where an upstream has grants.
     #[serde(deserialize_with = "crate::units::duration")]
     pub stale_for: Duration,
     /// How long a 404 is believed.

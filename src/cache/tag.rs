@@ -211,6 +211,13 @@ impl Cache {
             Some(types) => (Variant::Image, types.clone()),
             None => (Variant::Any, with_all_types(extra)),
         };
+        let failed = async |error| {
+            let error = self.manifest_failed(repository, &reference, error);
+            if let Some(entry) = &known {
+                self.heard(repository, &entry.digest, &error).await;
+            }
+            error
+        };
         if let Some(entry) = &known
             && let Some(manifest) = self.load(&entry.digest, &entry.media_type).await?
         {
@@ -234,19 +241,16 @@ impl Cache {
                 Ok(_) => {}
                 // A registry that cannot HEAD.
                 Err(error) if matches!(error.kind, UpstreamErrorKind::Invalid(_)) => {}
-                Err(error) => {
-                    let error = self.manifest_failed(repository, &reference, error);
-                    self.heard(repository, &entry.digest, &error).await;
-                    return Err(error);
-                }
+                Err(error) => return Err(failed(error).await),
             }
         }
-        let fetched = upstream
+        let fetched = match upstream
             .manifest(&repository.name, &reference, &accept)
-            .await;
-        let fetched =
-            fetched.map_err(|error| self.manifest_failed(repository, &reference, error))?;
-        let fetched = parse(fetched, Algorithm::Sha256)?;
+            .await
+        {
+            Ok(fetched) => parse(fetched, Algorithm::Sha256)?,
+            Err(error) => return Err(failed(error).await),
+        };
         let manifest = &fetched.manifest;
         if let Some(known) = known.filter(|known| known.digest != *manifest.digest()) {
             let (from, to) = (known.digest, manifest.digest());

@@ -54,7 +54,10 @@ impl Shared {
 impl Parts<'_> {
     /// Adds a range of a file to what is to be sent next. Waits for the disk alone.
     pub async fn read(&mut self, file: &Arc<File>, range: Range<u64>) -> Result<(), SharedError> {
-        let part = std::mem::take(&mut self.part);
+        let mut part = std::mem::take(&mut self.part);
+        // Once for a whole part, however small the ranges are.
+        let length = usize::try_from(range.end - range.start).unwrap_or_default();
+        part.reserve_exact(length.max(PART.saturating_sub(part.len())));
         self.part = read(file, range, part).await?;
         Ok(())
     }
